@@ -2,7 +2,8 @@
 //! would decide now.
 
 use crate::pool::policy::dbname;
-use crate::route::{Decision, Target, hint};
+use crate::route::hint::{self, Hints};
+use crate::route::{Decision, Target};
 use crate::session::misroute::shape;
 use crate::sql::{Access, Control, FunctionTable, LexRules, Statement, Why, classify, why};
 use crate::worker::{Shared, ToWorker};
@@ -57,8 +58,8 @@ pub struct Asked {
     pub database: String,
     /// The user.
     pub user: String,
-    /// What it says of itself in a comment.
-    pub hints: Vec<(String, String)>,
+    /// What it says of itself in a comment, and what the others of its string say.
+    pub hints: Vec<Hints>,
 }
 
 /// It could not be found out.
@@ -131,12 +132,17 @@ pub(crate) async fn explain(
     // Without a catalog every function is taken to write, which is what a session would meet.
     let _ = tokio::time::timeout(LIMIT, table.wait_for(|table| table.is_loaded())).await;
     let table = table.borrow().clone();
+    let (statement, mut hints) = (classify(sql, &table, LexRules::STANDARD), hint::of_each(sql));
+    if matches!(statement.control, Control::Begin(_)) {
+        // What comes behind a BEGIN is in its block.
+        hints.truncate(1);
+    }
     let asked = Asked {
-        access: access(&classify(sql, &table, LexRules::STANDARD)),
+        access: access(&statement),
         shape: shape(&at_servers, sql),
         database: database.to_owned(),
         user: user.to_owned(),
-        hints: hint::settings(sql),
+        hints,
     };
     let (reply, answer) = oneshot::channel();
     let asked = async {

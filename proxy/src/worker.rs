@@ -349,7 +349,8 @@ impl Worker {
         let (Asked { access, shape, database, user, hints }, reads) = (asked, &config.reads);
         let mut promise = reads::resolve(reads, config.max_replay_lag, &config.pools, database, user);
         if reads.hints {
-            promise = route::promise::resolve(promise, hints.iter().map(|(n, v)| (n.as_str(), v.as_str()))).0;
+            let each = hints.iter().map(|of| route::promise::resolve(promise, route::hint::pairs(of)).0);
+            promise = each.reduce(Promise::and).unwrap_or(promise);
         }
         if *access == Access::Read && self.misroutes.borrow().holds(*shape, now) {
             return Decision { target: Target::Primary, reason: Reason::RefusedBefore };

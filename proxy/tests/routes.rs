@@ -6,7 +6,7 @@ use common::raw::{Raw, value};
 use common::{Cluster, wait_for};
 
 /// Reads and writes of all kinds that a session can begin with. None of them may depend on another.
-const STATEMENTS: [&str; 48] = [
+const STATEMENTS: [&str; 50] = [
     "select 1",
     "select n from seen",
     "SELECT count(*), max(n) FROM seen WHERE n < 1_000",
@@ -54,6 +54,8 @@ const STATEMENTS: [&str; 48] = [
     "listen a",
     "do $$ begin perform 1; end $$",
     "/* pgtenure: read_from=primary */ select 1",
+    "/* pgtenure: consistency=eventual */ select 1; select 2",
+    "select 1; /* pgtenure: read_from=primary */ select 2",
     "",
 ];
 
@@ -94,7 +96,7 @@ fn what_is_said_before_and_after_a_statement_agrees_and_is_what_was_counted() {
         assert_eq!(answer.meaning.class == "read", answer.reason != "write", "{sql}: {answer:?}");
         reasons.insert(answer.reason);
     }
-    assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["as_asked", "fresh", "write"]);
+    assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["as_asked", "fresh", "invalid_setting", "write"]);
     // Each statement and each SHOW, by whatever target and reason.
     wait_for("all statements to be counted", || (counted() >= f64::from(sent)).then_some(()));
     assert_eq!(counted(), f64::from(sent));

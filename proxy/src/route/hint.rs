@@ -4,13 +4,22 @@
 //! statement on a server do not share the first one's hint.
 
 use super::promise::{COMMENT, PREFIX};
+use crate::sql::first_of;
+
+/// Settings that a statement names for itself, with their values.
+pub type Hints = Vec<(String, String)>;
+
+/// Names and values.
+pub fn pairs(hints: &Hints) -> impl Iterator<Item = (&str, &str)> {
+    hints.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+}
 
 /// Longest comment that is read, bytes.
 const LONGEST: usize = 256;
 
 /// The settings that a text names for itself, in full and in lower case, with their values; what cannot be read of them as
 /// one that does not exist. None when it has no such comment.
-pub fn settings(sql: &[u8]) -> Vec<(String, String)> {
+pub fn settings(sql: &[u8]) -> Hints {
     let mut text = sql;
     while let Some((comment, rest)) = comment(text) {
         if let Some(words) = comment.trim_ascii_start().strip_prefix(b"pgtenure:") {
@@ -26,7 +35,7 @@ pub fn settings(sql: &[u8]) -> Vec<(String, String)> {
 }
 
 /// The same where a text may say so of a statement behind its first: that is not read.
-pub fn behind(sql: &[u8]) -> Vec<(String, String)> {
+fn behind(sql: &[u8]) -> Hints {
     let mut text = sql;
     while let Some((_, rest)) = comment(text) {
         text = rest;
@@ -39,6 +48,17 @@ pub fn behind(sql: &[u8]) -> Vec<(String, String)> {
         before.ends_with(b"/*") || before.ends_with(b"--")
     });
     if says { vec![bad("is not before the first statement of its string")] } else { Vec::new() }
+}
+
+/// What a text says of its statements, one by one: its comment speaks for the first of a string, and the others say nothing.
+pub fn of_each(sql: &[u8]) -> Vec<Hints> {
+    if sql.trim_ascii().is_empty() {
+        return Vec::new();
+    }
+    let (first, behind) = (settings(sql), behind(sql));
+    let says = !first.is_empty() || !behind.is_empty();
+    let others = says && sql.contains(&b';') && !first_of(sql).1.trim_ascii().is_empty();
+    std::iter::once(first).chain(others.then_some(behind)).collect()
 }
 
 fn bad(why: &str) -> (String, String) {

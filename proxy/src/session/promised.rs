@@ -4,7 +4,7 @@
 use crate::config::{Config, reads};
 use crate::metrics::bump;
 use crate::route::durability::NAME;
-use crate::route::hint;
+use crate::route::hint::{self, Hints};
 use crate::route::promise::{self, AFTER, BadPromise};
 use crate::route::{After, Consistency, Promise, ReadFrom, Reason, Standing};
 use crate::session::assigned::{Assigned, Use, uses};
@@ -16,7 +16,7 @@ use crate::session::lost;
 use crate::session::said::Said;
 use crate::session::sets_after::Position;
 use crate::session::settings::Shared;
-use crate::sql::{Access, first_of};
+use crate::sql::Access;
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::ClientError;
 use crate::wire::promise_error::PromiseError;
@@ -27,13 +27,6 @@ use std::time::Duration;
 
 const IN_BLOCK: &str = "a comment within a transaction block cannot set what the block is promised";
 const INSTEAD: &str = "The block keeps what a comment of its BEGIN, or SET LOCAL before its first statement, has said.";
-
-/// What a text says of itself.
-type Hints = Vec<(String, String)>;
-
-fn pairs(hints: &Hints) -> impl Iterator<Item = (&str, &str)> {
-    hints.iter().map(|(name, value)| (name.as_str(), value.as_str()))
-}
 
 /// A promise, and what it was worked out from.
 pub(super) struct Promised {
@@ -112,7 +105,7 @@ impl Session {
             return Some(Step::Wait);
         }
         let holds = self.promise_of_block().unwrap_or_else(|| self.promise());
-        let resolved = hints.iter().map(|of| promise::resolve(holds, pairs(of)));
+        let resolved = hints.iter().map(|of| promise::resolve(holds, hint::pairs(of)));
         let all = resolved.reduce(|(a, mut bad), (b, more)| {
             bad.extend(more);
             (a.and(b), bad)
@@ -134,12 +127,12 @@ impl Session {
             return;
         }
         let before = self.promise_of_block().unwrap_or_else(|| self.promise());
-        let holds = begun.iter().fold(before, |holds, of| promise::resolve(holds, pairs(of)).0);
+        let holds = begun.iter().fold(before, |holds, of| promise::resolve(holds, hint::pairs(of)).0);
         let durability =
-            |of: &Hints| pairs(of).filter(|(name, _)| *name == NAME).last().map(|(_, value)| value.to_owned());
+            |of: &Hints| hint::pairs(of).filter(|(name, _)| *name == NAME).last().map(|(_, value)| value.to_owned());
         let commits = begun.iter().find_map(durability);
         let promised = |of: &Hints| {
-            let (promise, bad) = promise::resolve(holds, pairs(of));
+            let (promise, bad) = promise::resolve(holds, hint::pairs(of));
             promise != holds || !bad.is_empty()
         };
         let committed = |of: &Hints| durability(of).is_some_and(|value| Some(value) != commits);
@@ -153,17 +146,7 @@ impl Session {
     fn hints(&self, input: &[u8], unit: &Unit) -> (Vec<Hints>, Vec<Hints>) {
         let mut hints = Vec::new();
         if self.w.config().reads.hints {
-            // One comment speaks for the first statement of a string, and the others say nothing.
-            let several = |sql: &[u8]| sql.contains(&b';') && !first_of(sql).1.trim_ascii().is_empty();
-            let says = |of: &[(String, String)]| !of.is_empty();
-            self.each_text(input, unit, |sql| {
-                if !sql.trim_ascii().is_empty() {
-                    let (first, behind) = (hint::settings(sql), hint::behind(sql));
-                    let others = (says(&first) || says(&behind)) && several(sql);
-                    hints.push(first);
-                    hints.extend(others.then_some(behind));
-                }
-            });
+            self.each_text(input, unit, |sql| hints.extend(hint::of_each(sql)));
         }
         // What comes behind a BEGIN is in its block.
         let own = if unit.block.begins.is_some() { hints.len().min(1) } else { hints.len() };
