@@ -92,7 +92,12 @@ impl Publisher {
     fn publish(&self, model: &Model) {
         let estimates = model.estimates();
         let snapshot = Arc::new(model.snapshot(&estimates));
-        self.history.lock().expect("no code panics while it holds this lock").add(Clock.now(), &snapshot.standbys);
+        let kept = |node: &NodeId| model.members().endpoint(node).is_some();
+        self.history.lock().expect("no code panics while it holds this lock").add(
+            Clock.now(),
+            &snapshot.standbys,
+            kept,
+        );
         self.lag.send_replace(Arc::clone(&snapshot));
         let primary = snapshot.primary.as_ref().and_then(|p| model.details().find(|(node, _)| **node == p.node));
         let nodes = model.details().map(|(node, detail)| Node {

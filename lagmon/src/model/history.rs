@@ -11,6 +11,9 @@ pub const STEP: Duration = Duration::from_secs(1);
 /// Points kept of a standby.
 pub const POINTS: usize = 600;
 
+/// How long a point is kept.
+const SPAN: Duration = Duration::from_secs(STEP.as_secs() * POINTS as u64);
+
 /// What was seen of a standby within one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
@@ -41,9 +44,13 @@ pub struct History {
 }
 
 impl History {
-    /// Take what is known at `now`. Nodes that are no standbys any more are forgotten.
-    pub fn add(&mut self, now: Instant, standbys: &[StandbyLag]) {
-        self.lines.retain(|node, _| standbys.iter().any(|s| &s.node == node));
+    /// Take what is known at `now`. A node that is no standby for a while, as it is the primary, keeps what it had; those that
+    /// are not `kept` are forgotten.
+    pub fn add(&mut self, now: Instant, standbys: &[StandbyLag], kept: impl Fn(&NodeId) -> bool) {
+        self.lines.retain(|node, line| {
+            line.expire(now);
+            kept(node)
+        });
         for standby in standbys {
             self.lines.entry(standby.node.clone()).or_default().add(now, standby);
         }
@@ -56,6 +63,12 @@ impl History {
 }
 
 impl Line {
+    fn expire(&mut self, now: Instant) {
+        while self.points.front().is_some_and(|p| now.since(p.start) >= SPAN) {
+            self.points.pop_front();
+        }
+    }
+
     fn add(&mut self, now: Instant, standby: &StandbyLag) {
         if self.points.back().is_none_or(|p| now.since(p.start) >= STEP) {
             if self.points.len() >= POINTS {
@@ -109,7 +122,7 @@ mod tests {
         let mut h = History::default();
         for (ms, lag) in [(0, Ok(7)), (300, Ok(2)), (999, Err(LagUnknown::Unreachable)), (1000, Ok(9)), (1999, Ok(30))]
         {
-            h.add(at(ms), &[standby(lag, None)]);
+            h.add(at(ms), &[standby(lag, None)], |_| true);
         }
         let ms = |a, b| Some((Duration::from_millis(a), Duration::from_millis(b)));
         let got: Vec<_> = points(&h).iter().map(|p| (p.start, p.lag, p.unknown)).collect();
@@ -120,20 +133,25 @@ mod tests {
     fn conflicts_are_counted_once_and_from_a_reset_on() {
         let mut h = History::default();
         for (ms, count) in [(0, Some(40)), (1000, Some(42)), (2000, None), (3000, Some(43)), (4000, Some(5))] {
-            h.add(at(ms), &[standby(Ok(0), count)]);
+            h.add(at(ms), &[standby(Ok(0), count)], |_| true);
         }
         assert_eq!(points(&h).iter().map(|p| p.conflicts).collect::<Vec<_>>(), [0, 2, 0, 1, 5]);
     }
 
     #[test]
-    fn only_the_last_ten_minutes_of_present_standbys_are_kept() {
+    fn only_the_last_ten_minutes_of_present_nodes_are_kept() {
         let mut h = History::default();
         for second in 0..700u64 {
-            h.add(at(second * 1000), &[standby(Ok(second), None)]);
+            h.add(at(second * 1000), &[standby(Ok(second), None)], |_| true);
         }
         let kept = points(&h);
         assert_eq!((kept.len(), kept[0].start, kept[POINTS - 1].start), (POINTS, at(100_000), at(699_000)));
-        h.add(at(700_000), &[]);
+        // It becomes the primary, and a standby again.
+        h.add(at(700_000), &[], |_| true);
+        assert_eq!((points(&h).len(), points(&h)[0].start), (POINTS - 1, at(101_000)));
+        h.add(at(1_298_500), &[standby(Ok(7), None)], |_| true);
+        assert_eq!(points(&h).iter().map(|p| p.start).collect::<Vec<_>>(), [at(699_000), at(1_298_500)]);
+        h.add(at(1_298_600), &[], |node| node.as_str() != "n2");
         assert_eq!(points(&h), []);
     }
 }
