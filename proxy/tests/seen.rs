@@ -103,25 +103,47 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     let mut writer = Raw::login(cluster.nodes[0].port, &[]);
     writer.write(|out| write_query(out, "insert into seen values (2)"));
     wait_for("n2 to have it", || (cluster.nodes[1].psql("select count(*) from seen") == "2").then_some(()));
-    let [mut besides, mut vain] = [(); 2].map(|()| {
+    let [mut besides, mut vain, mut pinned, mut pinned_vain, mut ahead] = [(); 5].map(|()| {
         wait_for("a session whose read goes to n2", || {
             let mut client = Raw::login(cluster.port, &[LONG]);
             (value(&mut client, COUNT) == "2 n2").then_some(client)
         })
     });
     ok(&mut besides, "select pg_backend_pid()");
+    // They keep the primary's connection, and nobody's commit makes them wait.
+    for client in [&mut pinned, &mut pinned_vain] {
+        ok(client, "select pg_advisory_lock_shared(1)");
+    }
     lose_n2(&mut cluster);
+    pinned_vain.write(|out| write_query(out, COUNT));
     // Nobody confirms it, and reads do not wait for ever, nor a second time: but it is not forgotten.
     for waits in [true, false] {
         assert_eq!(value(&mut vain, COUNT), "1 n1");
         let route = value(&mut vain, "show pgtenure.last_route");
         assert!(route.starts_with("primary n1: ") && route.contains(" unconfirmed: ") == waits, "{route}");
     }
+    for waits in [true, false] {
+        if !waits {
+            pinned_vain.write(|out| write_query(out, COUNT));
+        }
+        assert_eq!(pinned_vain.until_ready(), ["T", "D 1 n1", "C SELECT 1", "Z I"]);
+        let route = value(&mut pinned_vain, "show pgtenure.last_route");
+        assert!(route.starts_with("primary n1: ") && route.contains(" unconfirmed: ") == waits, "{route}");
+    }
+    pinned.write(|out| write_query(out, COUNT));
+    ahead.write(|out| {
+        write_query(out, "select 0 from pg_backend_pid()");
+        write_query(out, COUNT);
+    });
+    assert_eq!(ahead.until_ready(), ["T", "D 0", "C SELECT 1", "Z I"]);
     besides.write(|out| write_query(out, COUNT));
     wait_for("its read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 0.0).then_some(()));
     cluster.nodes[0].psql("alter system reset synchronous_standby_names");
     cluster.nodes[0].psql("select pg_reload_conf()");
-    assert_eq!(besides.until_ready(), ["T", "D 2 n1", "C SELECT 1", "Z I"]);
+    for client in [&mut besides, &mut pinned, &mut ahead] {
+        assert_eq!(client.until_ready(), ["T", "D 2 n1", "C SELECT 1", "Z I"]);
+    }
+    drop((pinned, pinned_vain, ahead));
     for mut client in asked {
         assert_eq!(value(&mut client, COUNT), "2 n1");
     }

@@ -125,6 +125,11 @@ impl Causality {
         self.seen.is_at_primary(topology, lag).is_ok()
     }
 
+    /// Has it read anything at standbys that the primary has not shown it since?
+    pub fn has_seen(&self) -> bool {
+        self.seen.has_any()
+    }
+
     /// A read goes to the primary of `term`, which may not show that after as long as reads wait for it.
     pub fn misses(&mut self, term: Term) {
         self.seen.give_up(term);

@@ -418,6 +418,24 @@ pub fn proven(
     tenure::check((promise, access), topology, lag, since, now)
 }
 
+/// May a read that came at `since` go to the primary that its session has already, as far as the session has read at standbys?
+///
+/// # Errors
+/// That primary may not show all of it yet: for how long the read waits for that at most, and when it was read.
+pub fn shown(
+    promise: &Promise,
+    causality: &Causality,
+    topology: &Topology,
+    lag: &Lag,
+    (since, now): (Instant, Instant),
+) -> Result<(), (Duration, Instant)> {
+    if promise.read_from == ReadFrom::Primary {
+        return Ok(());
+    }
+    let waited = now.since(since.max(lag.open_since()));
+    confirmed(promise, causality, topology, lag).map_err(|at| (seen::CONFIRM_WAIT.saturating_sub(waited), at))
+}
+
 /// After what time a statement that waits for a proof may be sent to the primary behind a commit that proves the term.
 /// `None`: not as things are.
 pub fn commit_proves_in(topology: &Topology, lag: &Lag, now: Instant) -> Option<Duration> {

@@ -177,6 +177,11 @@ impl Seen {
         }
     }
 
+    /// Is there anything to be missed?
+    pub(super) fn has_any(&self) -> bool {
+        self.last.is_some()
+    }
+
     /// Take the position that covers it from the newest sample, if that is new enough. One of a term that may lack it does not.
     pub(super) fn cover(&mut self, topology: &Topology, lag: &Lag) {
         let Some(last) = &mut self.last else { return };

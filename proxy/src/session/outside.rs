@@ -1,11 +1,13 @@
 //! What reaches a session from outside of its two sockets: changes of the cluster, limits, cancel requests, its end.
 
+use crate::route::Reason;
 use crate::session::before_commit::Unless;
 use crate::session::cancel::Waiters;
 use crate::session::client::{Failure, Loss, Session, Turn};
 use crate::session::presence::{Activity, End};
 use crate::session::timers::Expiry;
 use crate::session::{acquire, cancel, lost};
+use crate::sql::Access;
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
@@ -112,6 +114,11 @@ impl Session {
             self.fail = Some(Failure::Error(ClientError::Promise(error)));
         } else if let Some(what) = self.doubts(self.held_for, now) {
             self.fail = Some(Failure::Error(acquire::unproven(&self.w, &what, since, now)));
+        } else if self.held_for == Access::Read
+            && let Some((_, read_at)) = self.unshown(now)
+        {
+            let why = Reason::Unconfirmed { since: read_at };
+            self.fail = Some(Failure::Error(acquire::hold_timeout(&self.w, Some(&why), since, now)));
         }
     }
 

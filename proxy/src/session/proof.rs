@@ -75,10 +75,14 @@ impl Session {
 
     /// The statement waits for that, or until a commit may prove it.
     pub(super) fn hold_unproven(&mut self, access: Access, now: Instant) -> Step {
+        self.hold_for(access, self.w.commit_proves_in(now).unwrap_or(Duration::MAX), now)
+    }
+
+    /// It waits, to be looked at again after that time at the latest.
+    pub(super) fn hold_for(&mut self, access: Access, most: Duration, now: Instant) -> Step {
         self.held_for = access;
         let since = *self.waiting_since.get_or_insert(now);
-        let most = self.w.config().hold_timeout.saturating_sub(now.since(since));
-        let left = self.w.commit_proves_in(now).map_or(most, |left| left.min(most));
+        let left = self.w.config().hold_timeout.saturating_sub(now.since(since)).min(most);
         let left = self.statement_over(now).map_or(left, |over| over.min(left));
         self.hold = Some(Box::pin(tokio::time::sleep(left)));
         self.mark(Activity::Waiting, now, true);

@@ -1,10 +1,14 @@
 //! What a session has written and read, as its answers tell: reads behind that must not miss it.
 
-use crate::route::{Consistency, Reason, Shows};
+use crate::route::{self, Consistency, Reason, Shows};
+use crate::session::batch::Unit;
 use crate::session::client::Session;
+use crate::session::incoming::Step;
+use crate::sql::Access;
 use crate::wire::backend::TxStatus;
 use cluster::lag::ServerStart;
 use cluster::{Instant, NodeId, Role};
+use std::time::Duration;
 
 impl Session {
     /// May reads behind the unit at the head of the inbox, which is about to be sent, not go by what that shows? It is alone
@@ -51,6 +55,33 @@ impl Session {
             causality.misses(view.topology.term);
         }
         causality.is_shown_at_primary(&view.topology, &view.lag)
+    }
+
+    /// Must a read wait before it goes to the primary that the session has, which may not show yet what it has read at standbys?
+    /// A block does not wait, nor does what was looked for just now.
+    pub(super) fn must_be_shown(&mut self, unit: &Unit, now: Instant) -> bool {
+        let looks = unit.read && !self.own && self.chosen.is_none() && self.fresh.is_none();
+        looks && self.causality.borrow().has_seen() && self.unshown(now).is_some()
+    }
+
+    /// For how long a read still waits for the session's primary to show what was read at standbys, and when that was. `None`:
+    /// it does.
+    pub(super) fn unshown(&mut self, now: Instant) -> Option<(Duration, Instant)> {
+        let (promise, since) = (self.promise_of_unit(), self.waiting_since.unwrap_or(now));
+        let view = self.w.view.borrow();
+        route::shown(&promise, &self.causality.borrow(), &view.topology, &view.lag, (since, now)).err()
+    }
+
+    /// The read waits for that, as long as one that has no server yet. `None`: it has.
+    pub(super) fn hold_unshown(&mut self, now: Instant) -> Option<Step> {
+        let (left, since) = self.unshown(now)?;
+        if left.is_zero() {
+            let reason = Reason::Unconfirmed { since };
+            (self.reason, self.chosen) = (reason.as_str(), Some(reason));
+            return self.tell_lost(now);
+        }
+        self.w.await_sample(&self.presence);
+        Some(self.hold_for(Access::Read, left, now))
     }
 
     /// So many units were answered by `now`, and some of them ended a transaction. What that has written counts at once: what

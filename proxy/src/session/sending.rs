@@ -88,6 +88,10 @@ impl Session {
                     Gate::Open if !starts && self.must_begin_anew(unit, access, now) => Step::Wait,
                     Gate::Open if self.is_behind_after(starts, now) => self.await_after(access, starts, now),
                     Gate::Open if starts && self.must_await_proof(access, now) => self.hold_unproven(access, now),
+                    Gate::Open if starts && self.must_be_shown(unit, now) => match self.hold_unshown(now) {
+                        Some(step) => step,
+                        None => self.send_unit(input, unit, classes, now),
+                    },
                     Gate::Open if starts && access == Access::Write && !self.quiet && self.must_slow() => {
                         Step::Turn(0, Turn::Slow)
                     }
@@ -144,6 +148,7 @@ impl Session {
         self.own_set != 0
             || self.doubts(access, now).is_some()
             || self.after_unknown(now).is_some()
+            || self.must_be_shown(unit, now)
             || access == Access::Write && !unit.quiet && self.w.slowed().is_some()
     }
 

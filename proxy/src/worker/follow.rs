@@ -103,6 +103,14 @@ impl Worker {
         proven
     }
 
+    /// `who` waits for a newer sample, which is asked for.
+    pub fn await_sample(&self, who: &Rc<Presence>) {
+        if !who.unproven.replace(true) {
+            self.unproven.borrow_mut().push(who.clone());
+        }
+        self.ask_sample();
+    }
+
     /// A statement that came at `since` waits for a proof that the term is not over: the nodes are asked for one, and
     /// where they give none etcd. At once; with pauses when it has waited for longer, as what is cut off does not answer
     /// the more for being asked.
