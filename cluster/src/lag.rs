@@ -57,7 +57,7 @@ pub struct StandbyLag {
     pub sample: Option<StandbySample>,
     /// Replay lag when sampled, or why it cannot be told.
     pub replay_lag: Result<Duration, LagUnknown>,
-    /// What else is known of it. No route depends on it.
+    /// What else is known of it. No route depends on it, but on `sorts_otherwise`.
     pub detail: Detail,
 }
 
@@ -87,6 +87,9 @@ pub struct Detail {
     pub apply_delay: Option<Duration>,
     /// Statements cancelled by recovery conflicts since its statistics were reset.
     pub conflicts: Option<u64>,
+    /// Its collations are of other versions than the primary's: what it reads by an index may be wrong. False as well while
+    /// one of them has not told yet.
+    pub sorts_otherwise: bool,
 }
 
 /// Where a standby's WAL comes from.

@@ -74,6 +74,7 @@ fn standby(published: &Published, estimate: &Estimate, now: Instant) -> Value {
         "replay_pause": detail.pause.map(|p| p.as_str()),
         "apply_delay_ms": detail.apply_delay.map(ms),
         "recovery_conflicts": detail.conflicts,
+        "sorts_otherwise": detail.sorts_otherwise,
     })
 }
 

@@ -99,12 +99,11 @@ impl Publisher {
             kept,
         );
         self.lag.send_replace(Arc::clone(&snapshot));
-        let primary = snapshot.primary.as_ref().and_then(|p| model.details().find(|(node, _)| **node == p.node));
         let nodes = model.details().map(|(node, detail)| Node {
             node: node.clone(),
             detail: detail.clone(),
             receivers: detail.senders.iter().map(|s| model.members().receiver(s)).collect(),
-            sorts_otherwise: primary.is_some_and(|(_, primary)| detail.sorts_otherwise(primary)),
+            sorts_otherwise: model.sorts_otherwise(node),
         });
         let nodes: Vec<Node> = nodes.collect();
         warn_of_collations(&self.published.borrow().nodes, &nodes);
@@ -117,7 +116,7 @@ fn warn_of_collations(before: &[Node], now: &[Node]) {
     let told = |node: &Node| before.iter().any(|b| b.node == node.node && b.sorts_otherwise);
     for node in now.iter().filter(|node| node.sorts_otherwise && !told(node)) {
         let collations = node.detail.collations.as_deref().unwrap_or_default();
-        warn!(node = %node.node, collations, "standby sorts text by other rules than the primary, its reads may be wrong");
+        warn!(node = %node.node, collations, "standby sorts text by other rules than the primary, reads by an index there may be wrong");
     }
 }
 

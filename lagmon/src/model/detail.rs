@@ -26,14 +26,6 @@ pub struct NodeDetail {
     pub collations: Option<String>,
 }
 
-impl NodeDetail {
-    /// Does it sort text by other rules than the primary? Its indexes are the primary's, and then in another order than its
-    /// own rules say. What one of them has not told differs from nothing.
-    pub fn sorts_otherwise(&self, primary: &Self) -> bool {
-        matches!((&self.collations, &primary.collations), (Some(own), Some(its)) if own != its)
-    }
-}
-
 /// A row of `pg_replication_slots`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Slot {
@@ -218,17 +210,6 @@ mod tests {
     use super::*;
     use cluster::TimelineId;
     use cluster::topology::Member;
-
-    #[test]
-    fn a_node_with_other_collations_sorts_otherwise_and_one_that_has_not_told_does_not() {
-        let with = |text: &str| NodeDetail { collations: Some(text.to_owned()), ..NodeDetail::default() };
-        let primary = with("database 2.36, icu 153.120, libc 2.36");
-        assert!(with("database 2.31, icu 153.120, libc 2.31").sorts_otherwise(&primary));
-        assert!(with("database 2.36, libc 2.36").sorts_otherwise(&primary));
-        for same in [primary.clone(), NodeDetail::default()] {
-            assert!(!same.sorts_otherwise(&primary) && !primary.sorts_otherwise(&same));
-        }
-    }
 
     fn n(name: &str) -> NodeId {
         name.parse().unwrap()

@@ -78,6 +78,8 @@ fn detail(track: &Track, dated: Option<&Dated>, upstream: Option<Upstream>) -> D
         pause: standby.pause,
         apply_delay: Some(standby.apply_delay).filter(|delay| !delay.is_zero()),
         conflicts: track.detail.as_ref().and_then(|d| d.conflicts).map(|c| c.total()),
+        // As the primary is known to.
+        sorts_otherwise: false,
     }
 }
 

@@ -31,10 +31,13 @@ pub(crate) struct Track {
     /// Since when every probe was answered; `None` after one that was not.
     up_since: Option<Instant>,
     detail: Option<NodeDetail>,
+    /// What it told last of its collations, in whatever term: they change only when it is restarted.
+    collations: Option<String>,
 }
 
 impl Track {
-    const NEW: Self = Self { answer: None, reachable: true, complete_until: None, up_since: None, detail: None };
+    const NEW: Self =
+        Self { answer: None, reachable: true, complete_until: None, up_since: None, detail: None, collations: None };
 }
 
 /// The lag of all standbys of one cluster.
@@ -96,7 +99,7 @@ impl Model {
             self.proven_at = None;
             for track in self.nodes.values_mut() {
                 let (complete_until, up_since) = (track.complete_until, track.up_since);
-                *track = Track { complete_until, up_since, ..Track::NEW };
+                *track = Track { complete_until, up_since, collations: track.collations.take(), ..Track::NEW };
             }
         }
         let members = Members::of(topology);
@@ -174,8 +177,18 @@ impl Model {
     /// Take what `node` said of its slots and senders in `term`; `None`: it could not say.
     pub fn record_detail(&mut self, term: Term, node: &NodeId, detail: Option<NodeDetail>) {
         if let Some(track) = self.nodes.get_mut(node).filter(|_| term == self.term) {
+            if let Some(told) = detail.as_ref().and_then(|detail| detail.collations.as_ref()) {
+                track.collations = Some(told.clone());
+            }
             track.detail = detail;
         }
+    }
+
+    /// Does a node sort text by other rules than the primary? Its indexes are the primary's, and then in another order than
+    /// its own rules say. What one of them has not told differs from nothing.
+    pub fn sorts_otherwise(&self, node: &NodeId) -> bool {
+        let of = |node: &NodeId| self.nodes.get(node)?.collations.as_ref();
+        matches!((of(node), self.primary.as_ref().and_then(of)), (Some(own), Some(its)) if own != its)
     }
 
     fn record_primary(&mut self, answer: Answer) {
@@ -217,7 +230,12 @@ impl Model {
         let facts = self.sampled.as_ref().map(|(_, facts)| facts);
         let reference = Reference { facts, window: &self.window, system_id: self.system_id };
         let standbys = self.nodes.iter().filter(|(node, _)| Some(*node) != self.primary.as_ref());
-        standbys.map(|(node, track)| estimate::estimate(node, track, self.upstream(node, track), reference)).collect()
+        let estimate = |(node, track)| {
+            let mut estimate = estimate::estimate(node, track, self.upstream(node, track), reference);
+            estimate.lag.detail.sorts_otherwise = self.sorts_otherwise(node);
+            estimate
+        };
+        standbys.map(estimate).collect()
     }
 
     fn upstream(&self, node: &NodeId, track: &Track) -> Option<Upstream> {

@@ -420,3 +420,27 @@ fn voters_that_receive_from_the_primary_prove_its_term_as_of_when_they_were_aske
     m.record(Term(8), &n("n2"), receives(200, Some(7), "n1", CLUSTER));
     assert_eq!(m.snapshot(&m.estimates()).proven_at, None);
 }
+
+#[test]
+fn a_node_with_other_collations_sorts_otherwise_and_one_that_has_not_told_does_not() {
+    let told = |m: &mut Model, term, node: &str, text: &str| {
+        let detail = detail::NodeDetail { collations: Some(text.to_owned()), ..detail::NodeDetail::default() };
+        m.record_detail(term, &n(node), Some(detail));
+    };
+    let otherwise = |m: &Model| ["n1", "n2", "n3"].map(|node| m.sorts_otherwise(&n(node)));
+    let mut m = model(Vec::new());
+    told(&mut m, TERM, "n2", "database 2.31, icu 153.120, libc 2.31");
+    assert_eq!(otherwise(&m), [false; 3], "the primary has not told");
+    told(&mut m, TERM, "n1", "database 2.36, icu 153.120, libc 2.36");
+    assert_eq!(otherwise(&m), [false, true, false]);
+    told(&mut m, TERM, "n3", "database 2.36, icu 153.120, libc 2.36");
+    assert_eq!(otherwise(&m), [false, true, false]);
+    // Nor is it forgotten while nobody answers, or as another term begins.
+    m.record_detail(TERM, &n("n1"), None);
+    m.record(TERM, &n("n1"), Outcome::Failed);
+    assert_eq!([lag(&m, "n2"), lag(&m, "n3")].map(|lag| lag.detail.sorts_otherwise), [true, false]);
+    m.follow(&topology(Term(8), "n2"));
+    assert_eq!(otherwise(&m), [true, false, true]);
+    told(&mut m, Term(8), "n2", "database 2.36, icu 153.120, libc 2.36");
+    assert_eq!(otherwise(&m), [false; 3]);
+}

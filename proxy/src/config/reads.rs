@@ -42,6 +42,10 @@ pub struct Raw {
     /// several only the first statement. Default false, and then nothing is warned of: where SQL is put together from what
     /// users enter, they could choose too.
     pub hints: bool,
+    /// Whether standbys serve reads other than `eventual` ones whose collations are of other versions (glibc, ICU) than the
+    /// primary's. Default false: they sort text by other rules than the indexes that they were given, so that rows can be
+    /// missing. True is for databases that sort text by `C` alone.
+    pub allow_other_collations: bool,
     /// How the position of a session's write is learnt, which its reads at standbys wait for: `sample` (from the lag
     /// monitor's next sample; until that the session reads at the primary) or `ask` (by a query behind each write, in the
     /// same message to the server where that is possible, else once it is answered). Default `sample`: it costs nothing.
@@ -70,6 +74,7 @@ impl Default for Raw {
             slow_start: Span::secs(10),
             log_one_in: 0,
             hints: false,
+            allow_other_collations: false,
             commit_lsn: CommitLsn::Sample,
         }
     }
@@ -107,6 +112,7 @@ pub fn resolve(reads: &Raw, max_replay_lag: Duration, pools: &Pools, database: &
         max_replay_lag: u.max_replay_lag.or(d.max_replay_lag).map_or(max_replay_lag, |s| s.0),
         standby_wait: u.standby_wait.or(d.standby_wait).unwrap_or(reads.standby_wait).0,
         no_standby: u.no_standby.or(d.no_standby).unwrap_or(reads.no_standby),
+        other_collations: reads.allow_other_collations,
         ..Promise::session(max_replay_lag)
     }
 }

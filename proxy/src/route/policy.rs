@@ -183,6 +183,8 @@ pub enum Unfit {
         /// When that read was answered.
         since: Instant,
     },
+    /// It sorts text by other rules than the primary.
+    SortsOtherwise,
     /// An operator has fenced it.
     Fenced,
 }
@@ -197,6 +199,7 @@ impl Unfit {
             Self::OtherTerm { .. } => "other_term",
             Self::Avoided => "avoided",
             Self::Uncovered { .. } => "uncovered",
+            Self::SortsOtherwise => "sorts_otherwise",
             Self::Fenced => "fenced",
         }
     }
@@ -210,7 +213,8 @@ impl Unfit {
             Self::Unknown(_) => 3,
             Self::OtherTerm { .. } => 4,
             Self::Avoided => 5,
-            Self::Fenced => 6,
+            Self::SortsOtherwise => 6,
+            Self::Fenced => 7,
         }
     }
 }
@@ -226,6 +230,7 @@ impl fmt::Display for Unfit {
             Self::OtherTerm { sampled, current } => write!(f, "last sampled in term {sampled}, now is {current}"),
             Self::Uncovered { .. } => write!(f, "of which it is not known that it shows what was read elsewhere"),
             Self::Avoided => write!(f, "which has just failed this statement"),
+            Self::SortsOtherwise => write!(f, "which sorts text by other rules than the primary"),
             Self::Fenced => write!(f, "which is fenced"),
         }
     }
@@ -282,6 +287,9 @@ pub(super) fn fit(
                 Ok(Fit { staleness: standby.staleness_at(now).ok(), replay_lsn })
             }
         };
+    }
+    if standby.detail.sorts_otherwise && !promise.other_collations {
+        return Err(Unfit::SortsOtherwise);
     }
     let budget = promise.max_replay_lag;
     let since_view = topology.ends_at().map_or(Duration::ZERO, |end| now.since(end));

@@ -100,6 +100,8 @@ pub struct Promise {
     pub standby_wait: Duration,
     /// What it does then.
     pub no_standby: NoStandby,
+    /// A standby that sorts text by other rules than the primary may serve it; `eventual` ones it may in any case.
+    pub other_collations: bool,
     /// A position that it must not miss, whatever the consistency.
     pub after: Option<After>,
     /// The client is told of each statement where it went and why.
@@ -117,6 +119,7 @@ impl Promise {
             max_replay_lag,
             standby_wait: Duration::ZERO,
             no_standby: NoStandby::Primary,
+            other_collations: false,
             after: None,
             explain_route: false,
             unclear: false,
@@ -134,6 +137,7 @@ impl Promise {
             max_replay_lag: self.max_replay_lag.min(other.max_replay_lag),
             standby_wait: self.standby_wait.min(other.standby_wait),
             no_standby: if error { NoStandby::Error } else { NoStandby::Primary },
+            other_collations: self.other_collations && other.other_collations,
             after: self.after.map_or(other.after, |after| Some(after.later(other.after))),
             explain_route: self.explain_route || other.explain_route,
             unclear: self.unclear || other.unclear,

@@ -17,6 +17,8 @@ impl Facts<'_> {
                 Freshness::Unknown { why } => ("unknown", None, Some(why.as_str())),
             };
             let (sample, detail) = (s.sample.as_ref(), &s.detail);
+            let avoided = detail.sorts_otherwise && !self.config.reads.allow_other_collations;
+            let reason = reason.or_else(|| avoided.then_some("sorts_otherwise"));
             vec![
                 s.node.to_string().into(),
                 freshness.into(),

@@ -78,6 +78,31 @@ fn fenced_avoided_and_absent_standbys_do_not_serve() {
 }
 
 #[test]
+fn a_standby_that_sorts_text_by_other_rules_serves_only_what_may_miss_rows() {
+    use Consistency::{Bounded, Eventual, Global, Session, Strong};
+    let mut w = World::new();
+    w.snapshot.standbys[0].detail.sorts_otherwise = true;
+    w.publish();
+    for seed in 1001..1020 {
+        assert_eq!(w.read(seed), "n3 fresh");
+    }
+    let mut w = w.only_n2();
+    for consistency in [Eventual, Bounded, Session, Global, Strong] {
+        w.promise.consistency = consistency;
+        let want = match consistency {
+            Eventual => "n2 fresh",
+            Strong => "primary as_asked",
+            // It waits for a sample of its own first.
+            Global => "wait 100 awaiting_sample",
+            Bounded | Session => "primary sorts_otherwise",
+        };
+        assert_eq!(w.read(1001), want, "{consistency:?}");
+    }
+    w.promise = Promise { other_collations: true, ..Promise::session(BUDGET) };
+    assert_eq!(w.read(1001), "n2 fresh");
+}
+
+#[test]
 fn figures_of_another_term_do_not_count_once_the_new_one_is_open() {
     let mut w = World::new().only_n2();
     w.topology.term = Term(8);
