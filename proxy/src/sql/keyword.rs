@@ -2,6 +2,8 @@
 //!
 //! Source: PostgreSQL documentation, Appendix C; src/include/parser/kwlist.h and gram.y of versions 13 to 18.
 
+use super::ends::Ends;
+
 /// A keyword of interest, or [`Keyword::None`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[rustfmt::skip]
@@ -13,65 +15,188 @@ pub(super) enum Keyword {
     Share, Show, Start, Stdout, Table, Tablesample, Temp, To, Transaction, Uncommitted, Unlisten, Update, Values, Verbose, With, Work, Write,
 }
 
-/// The keyword that a word in lower case is.
+/// The keywords of interest.
 #[rustfmt::skip]
-pub(super) fn keyword(lower: &[u8]) -> Keyword {
+const KEYWORDS: [(&str, Keyword); 74] = {
     use Keyword as K;
-    match lower {
-        b"as" => K::As, b"do" => K::Do, b"no" => K::No, b"or" => K::Or, b"to" => K::To,
-        b"all" => K::All, b"and" => K::And, b"end" => K::End, b"for" => K::For, b"key" => K::Key, b"not" => K::Not, b"set" => K::Set,
-        b"call" => K::Call, b"copy" => K::Copy, b"drop" => K::Drop, b"from" => K::From, b"hold" => K::Hold, b"into" => K::Into, b"load" => K::Load,
-        b"only" => K::Only, b"read" => K::Read, b"show" => K::Show, b"temp" => K::Temp, b"with" => K::With,
-        b"work" => K::Work,
-        b"abort" => K::Abort, b"begin" => K::Begin, b"close" => K::Close, b"reset" => K::Reset, b"chain" => K::Chain, b"local" => K::Local, b"merge" => K::Merge,
-        b"share" => K::Share, b"start" => K::Start, b"table" => K::Table, b"write" => K::Write,
-        b"commit" => K::Commit, b"create" => K::Create, b"delete" => K::Delete, b"global" => K::Global,
-        b"insert" => K::Insert, b"listen" => K::Listen, b"select" => K::Select, b"stdout" => K::Stdout,
-        b"stdin" => K::Stdout, b"update" => K::Update, b"values" => K::Values,
-        b"analyze" | b"analyse" => K::Analyze, b"declare" => K::Declare, b"discard" => K::Discard,
-        b"execute" => K::Execute, b"explain" => K::Explain, b"prepare" => K::Prepare, b"release" => K::Release, b"replace" => K::Replace,
-        b"session" => K::Session, b"verbose" => K::Verbose,
-        b"prepared" => K::Prepared, b"rollback" => K::Rollback, b"unlisten" => K::Unlisten,
-        b"committed" => K::Committed, b"deferrable" => K::Deferrable, b"repeatable" => K::Repeatable,
-        b"serializable" => K::Serializable, b"uncommitted" => K::Uncommitted,
-        b"recursive" => K::Recursive, b"savepoint" => K::Savepoint, b"temporary" => K::Temp,
-        b"deallocate" => K::Deallocate,
-        b"constraints" => K::Constraints, b"tablesample" => K::Tablesample, b"transaction" => K::Transaction,
-        b"characteristics" => K::Characteristics,
-        _ => K::None,
-    }
-}
+    [
+        ("as", K::As), ("do", K::Do), ("no", K::No), ("or", K::Or), ("to", K::To), ("all", K::All), ("and", K::And),
+        ("end", K::End), ("for", K::For), ("key", K::Key), ("not", K::Not), ("set", K::Set), ("call", K::Call),
+        ("copy", K::Copy), ("drop", K::Drop), ("from", K::From), ("hold", K::Hold), ("into", K::Into),
+        ("load", K::Load), ("only", K::Only), ("read", K::Read), ("show", K::Show), ("temp", K::Temp),
+        ("with", K::With), ("work", K::Work), ("abort", K::Abort), ("begin", K::Begin), ("close", K::Close),
+        ("reset", K::Reset), ("chain", K::Chain), ("local", K::Local), ("merge", K::Merge), ("share", K::Share),
+        ("start", K::Start), ("table", K::Table), ("write", K::Write), ("commit", K::Commit), ("create", K::Create),
+        ("delete", K::Delete), ("global", K::Global), ("insert", K::Insert), ("listen", K::Listen),
+        ("select", K::Select), ("stdout", K::Stdout), ("stdin", K::Stdout), ("update", K::Update),
+        ("values", K::Values), ("analyze", K::Analyze), ("analyse", K::Analyze), ("declare", K::Declare),
+        ("discard", K::Discard), ("execute", K::Execute), ("explain", K::Explain), ("prepare", K::Prepare),
+        ("release", K::Release), ("replace", K::Replace), ("session", K::Session), ("verbose", K::Verbose),
+        ("prepared", K::Prepared), ("rollback", K::Rollback), ("unlisten", K::Unlisten), ("committed", K::Committed),
+        ("deferrable", K::Deferrable), ("repeatable", K::Repeatable), ("serializable", K::Serializable),
+        ("uncommitted", K::Uncommitted), ("recursive", K::Recursive), ("savepoint", K::Savepoint),
+        ("temporary", K::Temp), ("deallocate", K::Deallocate), ("constraints", K::Constraints),
+        ("tablesample", K::Tablesample), ("transaction", K::Transaction), ("characteristics", K::Characteristics),
+    ]
+};
 
 /// Words that the grammar takes for itself before `(`: reserved words, which no unquoted function can be named, and
 /// constructs in the form of functions that write nothing. Not among them: `treat`, which calls a cast function, and
 /// `substring` and `overlay`, which are looked up like any function when called with commas.
 #[rustfmt::skip]
-pub(super) fn is_reserved_before_parenthesis(lower: &[u8]) -> bool {
-    matches!(
-        lower,
-        b"as" | b"in" | b"on" | b"or" | b"to" | b"all" | b"and" | b"any" | b"bit" | b"dec" | b"end" | b"for" | b"int"
-        | b"not" | b"row" | b"both" | b"case" | b"cast" | b"char" | b"else" | b"from" | b"null" | b"only" | b"real"
-        | b"some" | b"then" | b"time" | b"trim" | b"when" | b"with" | b"array" | b"fetch" | b"float" | b"group"
-        | b"least" | b"limit" | b"nchar" | b"order" | b"table" | b"union" | b"using" | b"where" | b"xmlpi"
-        | b"bigint" | b"except" | b"exists" | b"having" | b"nullif" | b"offset" | b"select" | b"values" | b"window"
-        | b"between" | b"boolean" | b"collate" | b"decimal" | b"default" | b"extract" | b"integer" | b"lateral"
-        | b"leading" | b"numeric" | b"varchar" | b"xmlroot" | b"coalesce" | b"distinct" | b"greatest" | b"grouping"
-        | b"interval" | b"national" | b"position" | b"smallint" | b"trailing" | b"variadic" | b"xmlparse"
-        | b"xmltable" | b"character" | b"intersect" | b"normalize" | b"returning" | b"symmetric" | b"timestamp"
-        | b"xmlconcat" | b"xmlexists" | b"xmlforest" | b"asymmetric" | b"xmlelement" | b"xmlserialize"
-        | b"xmlattributes" | b"xmlnamespaces" | b"current_time" | b"current_timestamp" | b"localtime" | b"localtimestamp"
-    )
-}
+const RESERVED_BEFORE_PARENTHESIS: [&str; 94] = [
+    "as", "in", "on", "or", "to", "all", "and", "any", "bit", "dec", "end", "for", "int", "not", "row", "both", "case",
+    "cast", "char", "else", "from", "null", "only", "real", "some", "then", "time", "trim", "when", "with", "array",
+    "fetch", "float", "group", "least", "limit", "nchar", "order", "table", "union", "using", "where", "xmlpi",
+    "bigint", "except", "exists", "having", "nullif", "offset", "select", "values", "window", "between", "boolean",
+    "collate", "decimal", "default", "extract", "integer", "lateral", "leading", "numeric", "varchar", "xmlroot",
+    "coalesce", "distinct", "greatest", "grouping", "interval", "national", "position", "smallint", "trailing",
+    "variadic", "xmlparse", "xmltable", "character", "intersect", "normalize", "returning", "symmetric", "timestamp",
+    "xmlconcat", "xmlexists", "xmlforest", "asymmetric", "xmlelement", "xmlserialize", "xmlattributes", "xmlnamespaces",
+    "current_time", "current_timestamp", "localtime", "localtimestamp",
+];
 
 /// Words that the grammar may take for itself before `(`, but that a function can be named as well, in some version at
 /// least: a call unless the catalog is known and knows no volatile function of that name.
 #[rustfmt::skip]
-pub(super) fn may_stand_before_parenthesis(lower: &[u8]) -> bool {
-    matches!(
-        lower,
-        b"by" | b"is" | b"cube" | b"join" | b"like" | b"next" | b"over" | b"sets" | b"zone" | b"first" | b"ilike"
-        | b"escape" | b"filter" | b"rollup" | b"operator" | b"overlaps" | b"repeatable" | b"materialized"
-        | b"varying" | b"recursive" | b"second" | b"columns" | b"json" | b"json_array" | b"json_arrayagg" | b"json_exists"
-        | b"json_objectagg" | b"json_query" | b"json_scalar" | b"json_serialize" | b"json_table" | b"json_value"
-    )
+const PERHAPS_BEFORE_PARENTHESIS: [&str; 32] = [
+    "by", "is", "cube", "join", "like", "next", "over", "sets", "zone", "first", "ilike", "escape", "filter", "rollup",
+    "operator", "overlaps", "repeatable", "materialized", "varying", "recursive", "second", "columns", "json",
+    "json_array", "json_arrayagg", "json_exists", "json_objectagg", "json_query", "json_scalar", "json_serialize",
+    "json_table", "json_value",
+];
+
+/// What is known of a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) keyword: Keyword,
+    /// Before `(` it is no function.
+    pub(super) reserved_before_parenthesis: bool,
+    /// Before `(` it may be no function.
+    pub(super) perhaps_before_parenthesis: bool,
+}
+
+impl Known {
+    /// Nothing.
+    pub(super) const NOTHING: Self =
+        Self { keyword: Keyword::None, reserved_before_parenthesis: false, perhaps_before_parenthesis: false };
+
+    /// What is known of a word in lower case, whose ends these are. No more than a multiplication, and as a rule one comparison of numbers: most
+    /// words of a text are none of these, or keywords.
+    #[inline]
+    pub(super) fn of(ends: Ends, lower: &[u8]) -> Self {
+        let mut at = ends.mix(BITS);
+        loop {
+            let Some(found) = WORDS.entries.get(usize::from(WORDS.places[at])) else { return Self::NOTHING };
+            // Up to this length the ends are the whole.
+            if found.ends == ends && (ends.length <= 16 || found.word.as_bytes() == lower) {
+                return found.known;
+            }
+            at = (at + 1) % WORDS.places.len();
+        }
+    }
+}
+
+/// The keyword that a word in lower case is.
+pub(super) fn keyword(lower: &[u8]) -> Keyword {
+    Known::of(Ends::of(lower), lower).keyword
+}
+
+/// The table of the words has so many places, as a power of two.
+const BITS: u32 = 10;
+/// More words than there are.
+const MAX_WORDS: usize = 200;
+
+#[derive(Clone, Copy)]
+struct Entry {
+    word: &'static str,
+    ends: Ends,
+    known: Known,
+}
+
+/// The words, and where each is: at the place that its ends lead to, or the next that is free.
+struct Words {
+    entries: [Entry; MAX_WORDS],
+    len: usize,
+    places: [u8; 1 << BITS],
+}
+
+static WORDS: Words = {
+    let none = Entry { word: "", ends: Ends::NONE, known: Known::NOTHING };
+    let mut words = Words { entries: [none; MAX_WORDS], len: 0, places: [u8::MAX; 1 << BITS] };
+    let mut i = 0;
+    while i < KEYWORDS.len() {
+        words.known(KEYWORDS[i].0).keyword = KEYWORDS[i].1;
+        i += 1;
+    }
+    i = 0;
+    while i < RESERVED_BEFORE_PARENTHESIS.len() {
+        words.known(RESERVED_BEFORE_PARENTHESIS[i]).reserved_before_parenthesis = true;
+        i += 1;
+    }
+    i = 0;
+    while i < PERHAPS_BEFORE_PARENTHESIS.len() {
+        words.known(PERHAPS_BEFORE_PARENTHESIS[i]).perhaps_before_parenthesis = true;
+        i += 1;
+    }
+    words
+};
+
+impl Words {
+    /// What is known of a word, which is added where it is new.
+    const fn known(&mut self, word: &'static str) -> &mut Known {
+        let ends = Ends::of(word.as_bytes());
+        let mut at = ends.mix(BITS);
+        while self.places[at] != u8::MAX {
+            let index = self.places[at] as usize;
+            if same(self.entries[index].word.as_bytes(), word.as_bytes()) {
+                return &mut self.entries[index].known;
+            }
+            at = (at + 1) % self.places.len();
+        }
+        let index = self.len;
+        self.places[at] = index as u8;
+        self.len += 1;
+        self.entries[index] = Entry { word, ends, known: Known::NOTHING };
+        &mut self.entries[index].known
+    }
+}
+
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    let mut i = 0;
+    while i < a.len() && i < b.len() && a[i] == b[i] {
+        i += 1;
+    }
+    i == a.len() && i == b.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(word: &str) -> Known {
+        Known::of(Ends::of(word.as_bytes()), word.as_bytes())
+    }
+
+    #[test]
+    fn each_word_is_found_and_no_other() {
+        for (word, keyword) in KEYWORDS {
+            assert_eq!(known(word).keyword, keyword, "{word}");
+        }
+        let all = KEYWORDS.into_iter().map(|(word, _)| word);
+        let all = all.chain(RESERVED_BEFORE_PARENTHESIS).chain(PERHAPS_BEFORE_PARENTHESIS);
+        for word in all.clone() {
+            let of = known(word);
+            assert_eq!(of.reserved_before_parenthesis, RESERVED_BEFORE_PARENTHESIS.contains(&word), "{word}");
+            assert_eq!(of.perhaps_before_parenthesis, PERHAPS_BEFORE_PARENTHESIS.contains(&word), "{word}");
+            assert_eq!(of.keyword == Keyword::None, !KEYWORDS.iter().any(|(other, _)| *other == word), "{word}");
+            // Neither what is like one of them.
+            let more = [format!("{word}_"), format!("_{word}"), word[1..].to_owned(), word.to_uppercase()];
+            let changed = (0..word.len()).map(|i| format!("{}_{}", &word[..i], &word[i + 1..]));
+            for other in more.into_iter().chain(changed).filter(|other| !all.clone().any(|word| word == other)) {
+                assert_eq!(known(&other), Known::NOTHING, "{other}");
+            }
+        }
+        assert_eq!(known(""), Known::NOTHING);
+    }
 }

@@ -164,20 +164,29 @@ impl<'a> Lexer<'a> {
     }
 
     /// Skip blanks and comments. `Err` when a comment does not end.
+    #[inline]
     fn skip_blanks(&mut self) -> Result<(), ()> {
         loop {
             while is(self.text.get(self.at), SPACE) {
                 self.at += 1;
             }
-            match self.text.get(self.at..self.at + 2) {
-                Some(b"--") => {
-                    let rest = &self.text[self.at..];
-                    let end = rest.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(rest.len());
-                    self.at += end;
-                }
-                Some(b"/*") => self.block_comment()?,
-                _ => return Ok(()),
+            if !matches!(self.text.get(self.at), Some(b'-' | b'/')) || !self.comment()? {
+                return Ok(());
             }
+        }
+    }
+
+    /// Skip a comment, if there is one here.
+    fn comment(&mut self) -> Result<bool, ()> {
+        match self.text.get(self.at..self.at + 2) {
+            Some(b"--") => {
+                let rest = &self.text[self.at..];
+                let end = rest.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(rest.len());
+                self.at += end;
+                Ok(true)
+            }
+            Some(b"/*") => self.block_comment().map(|()| true),
+            _ => Ok(false),
         }
     }
 
@@ -209,11 +218,13 @@ impl<'a> Lexer<'a> {
         let end = rest.iter().position(|b| CLASS[usize::from(*b)] & IDENT == 0).unwrap_or(rest.len());
         let word = &rest[..end];
         self.at += end;
-        let single = word.len() == 1;
+        if word.len() > 1 {
+            return Token::Word(word);
+        }
         match (self.text.get(self.at), first.to_ascii_lowercase()) {
-            (Some(b'\''), b'e') if single => self.escape_string(),
+            (Some(b'\''), b'e') => self.escape_string(),
             // Bit and hexadecimal literals go on behind a line break as what they are; so they end like escapes.
-            (Some(b'\''), b'b' | b'x') if single => {
+            (Some(b'\''), b'b' | b'x') => {
                 self.at += 1;
                 match self.plain_string() {
                     Token::Literal => self.unless_continued(),
@@ -221,11 +232,11 @@ impl<'a> Lexer<'a> {
                 }
             }
             // Its quotes are those of a plain one, whatever escapes it has: these are undone behind the scanner.
-            (Some(b'&'), b'u') if single && self.text.get(self.at + 1) == Some(&b'\'') => {
+            (Some(b'&'), b'u') if self.text.get(self.at + 1) == Some(&b'\'') => {
                 self.at += 2;
                 self.plain_string()
             }
-            (Some(b'&'), b'u') if single && self.text.get(self.at + 1) == Some(&b'"') => Token::Odd,
+            (Some(b'&'), b'u') if self.text.get(self.at + 1) == Some(&b'"') => Token::Odd,
             _ => Token::Word(word),
         }
     }

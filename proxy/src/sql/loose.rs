@@ -3,8 +3,9 @@
 
 use super::classify::words;
 use super::effects::Head;
+use super::ends::Ends;
 use super::functions::FunctionTable;
-use super::keyword::{Keyword as K, is_reserved_before_parenthesis, keyword, may_stand_before_parenthesis};
+use super::keyword::{Keyword as K, Known, keyword};
 use super::{Names, PinReason, Pins};
 
 /// Longer words are none that matter.
@@ -49,9 +50,7 @@ pub(super) fn calls_new(sql: &[u8], functions: &FunctionTable) -> bool {
         let Some(lower) = lower.get_mut(..word.len()).filter(|_| called) else { return false };
         lower.copy_from_slice(word);
         lower.make_ascii_lowercase();
-        let grammar =
-            keyword(lower) != K::None || is_reserved_before_parenthesis(lower) || may_stand_before_parenthesis(lower);
-        !grammar && functions.is_new(lower)
+        Known::of(Ends::of(lower), lower) == Known::NOTHING && functions.is_new(lower)
     })
 }
 

@@ -11,6 +11,7 @@ mod bodies;
 mod callers;
 mod classify;
 mod effects;
+mod ends;
 mod fingerprint;
 mod function_name;
 mod functions;

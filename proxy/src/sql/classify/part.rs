@@ -2,8 +2,9 @@
 
 use super::about::{is_about_this_server, is_about_transactions, plain_literal};
 use crate::sql::effects::{Head, SetConfig, Stop};
+use crate::sql::ends::{Ends, Room, fold};
 use crate::sql::functions::{FunctionTable, Volatility};
-use crate::sql::keyword::{Keyword as K, is_reserved_before_parenthesis, keyword, may_stand_before_parenthesis};
+use crate::sql::keyword::{Keyword as K, Known};
 use crate::sql::lexer::{Lexer, Token};
 use crate::sql::{Access, Control, Names, PinReason, Pins};
 
@@ -76,9 +77,12 @@ pub(super) struct Part<'t> {
     /// COPY … TO STDOUT was met.
     to_stdout: bool,
     /// The last word or quoted identifier, in the case that counts.
-    pub(super) name: [u8; MAX_NAME],
+    pub(super) name: Room,
     /// Its length; 0 when it is too long or not plain.
     pub(super) name_len: usize,
+    ends: Ends,
+    /// What is known of it.
+    known: Known,
     named: Option<Named>,
     set_config: Option<SetConfig>,
     asks: Asks,
@@ -117,8 +121,10 @@ impl<'t> Part<'t> {
             executes: false,
             lists: false,
             to_stdout: false,
-            name: [0; MAX_NAME],
+            name: [0; 64],
             name_len: 0,
+            ends: Ends::NONE,
+            known: Known::NOTHING,
             named: None,
             set_config: None,
             asks: Asks::Nothing,
@@ -258,13 +264,13 @@ impl<'t> Part<'t> {
     fn word(&mut self, word: &[u8]) -> Last {
         self.remember_word(word);
         // Behind a dot any word is a name.
-        let word = if self.last == Last::Dot { K::None } else { keyword(&self.name[..self.name_len]) };
+        let word = if self.last == Last::Dot { K::None } else { self.known.keyword };
         self.named = Some(Named { quoted: false, before: self.last });
         self.head.word(word);
-        self.head.pair(self.words, word);
         if word == K::None {
             self.name_seen();
         } else {
+            self.head.pair(self.words, word);
             // Most of our keywords can be names of relations as well.
             self.relation_seen();
             self.used();
@@ -293,15 +299,15 @@ impl<'t> Part<'t> {
 
     /// Keep a word for the next token, folded as the server folds it; one too long to look up gets length 0.
     fn remember_word(&mut self, word: &[u8]) {
-        self.name_len = if word.len() > MAX_NAME { 0 } else { word.len() };
-        for (kept, b) in self.name.iter_mut().zip(&word[..self.name_len]) {
-            *kept = b.to_ascii_lowercase();
-        }
+        let word = if word.len() > MAX_NAME { b"" } else { word };
+        self.ends = fold(word, &mut self.name);
+        self.name_len = word.len();
+        self.known = Known::of(self.ends, &self.name[..self.name_len]);
     }
 
     /// The same for a quoted name, in which only quotes are doubled.
     fn remember_quoted(&mut self, name: &[u8]) {
-        self.name_len = 0;
+        (self.name_len, self.ends, self.known) = (0, Ends::NONE, Known::NOTHING);
         if name.len() > MAX_NAME {
             return;
         }
@@ -313,11 +319,13 @@ impl<'t> Part<'t> {
                 self.name_len += 1;
             }
         }
+        self.ends = Ends::of(&self.name[..self.name_len]);
+        self.known = Known::of(self.ends, &self.name[..self.name_len]);
     }
 
     /// A name: of a relation whose use leaves something in the session?
     fn used(&mut self) {
-        if let Some(used) = self.functions.used(&self.name[..self.name_len]) {
+        if let Some(used) = self.functions.used_by(self.ends, &self.name[..self.name_len]) {
             self.head.relation(used);
             self.writes |= !used.read.pins.is_empty() || used.read.advisory;
         }
@@ -354,7 +362,7 @@ impl<'t> Part<'t> {
         // The columns of a sequence, which may be too new to be known, and a window function.
         self.local |= matches!(name, b"is_called" | b"log_cnt");
         self.maybe_local = name == b"last_value";
-        if self.functions.is_local_relation(name) {
+        if self.functions.has_local_relation(self.ends, name) {
             self.local = true;
             self.writes |= self.functions.hides_volatile(name);
         }
@@ -514,15 +522,15 @@ impl<'t> Part<'t> {
             self.asks = Asks::Name;
         }
         // An INSERT's columns stand behind the table's name, before anything is computed, and behind CONFLICT.
-        let may_be_new = self.computes && !self.strange && keyword(name) == K::None && name != b"conflict";
+        let may_be_new = self.computes && !self.strange && self.known.keyword == K::None && name != b"conflict";
         if self.writes && !may_be_new || !self.may_be_call(named) {
             return;
         }
         let volatility = self.functions.volatility(name);
         if may_be_new && volatility.is_none() {
-            self.strange = !may_stand_before_parenthesis(name);
+            self.strange = !self.known.perhaps_before_parenthesis;
         }
-        let keyword = !named.quoted && named.before != Last::Dot && may_stand_before_parenthesis(name);
+        let keyword = !named.quoted && named.before != Last::Dot && self.known.perhaps_before_parenthesis;
         let reads = match volatility {
             // Outside ASCII the client's bytes need not be those of the catalog.
             _ if !name.is_ascii() => false,
@@ -550,6 +558,6 @@ impl<'t> Part<'t> {
             Last::Word(K::With | K::Recursive) | Last::Comma if in_with => return false,
             _ => {}
         }
-        named.quoted || !is_reserved_before_parenthesis(&self.name[..self.name_len])
+        named.quoted || !self.known.reserved_before_parenthesis
     }
 }
