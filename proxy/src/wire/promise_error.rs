@@ -179,7 +179,7 @@ mod tests {
             ),
             (
                 PromiseError::AfterHidden,
-                "ERROR 0A000 pgtenure.after cannot be set to what is not a literal together with statements that read |  | Set it by itself, before them, or to a literal.",
+                "ERROR 0A000 pgtenure.after cannot be set in a way that does not show its value together with statements that read |  | Set it by itself, before them, or by SET or set_config to a literal.",
             ),
             (
                 PromiseError::WriteLost {
