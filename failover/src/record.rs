@@ -365,6 +365,9 @@ pub struct MemberRecord {
     /// know of slots or not.
     #[serde(default)]
     pub slots: bool,
+    /// The agent process that has written this, by its random id. Older agents do not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
 }
 
 /// What a node is meant for, by its agent's configuration.

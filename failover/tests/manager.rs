@@ -290,6 +290,7 @@ impl World {
                 host,
                 standing: Standing::default(),
                 slots: true,
+                holder: None,
             };
             txn = txn.put(keys.member(&node), serde_json::to_vec(&member).unwrap());
         }

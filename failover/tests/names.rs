@@ -6,8 +6,8 @@ mod agents;
 use agents::{Cluster, bin, kill_all, postmaster, signal, unprivileged, until};
 use cluster::Term;
 use failover::agent::{self, AgentHandle};
-use failover::api::PostgresState;
-use failover::record::{Mode, PrimaryRecord};
+use failover::api::{AgentState, PostgresState};
+use failover::record::{MemberRecord, Mode, PrimaryRecord};
 use failover::store::Store;
 use nix::sys::signal::Signal;
 use std::process::{Child, Command, Stdio};
@@ -79,8 +79,18 @@ fn a_second_agent_of_the_primarys_name_leaves_its_lease_alone() {
         let (held, revision) = c.record::<PrimaryRecord>(c.keys.primary()).await.unwrap();
         let (second, _dir) = second(&c, p).await;
         until("it to have read whose term is open", async || (second.state().opened == Term(1)).then_some(())).await;
+        // Both say so, orders go on to the one on record, and neither counts.
+        let told =
+            |state: &AgentState| state.trouble.as_ref().is_some_and(|t| t.contains("another agent")).then_some(());
+        until("the second to know", async || told(&second.state())).await;
+        c.until_state(p, "the first to know", told).await;
+        let (on_record, _) = c.record::<MemberRecord>(c.keys.member(&c.nodes[p].id)).await.unwrap();
+        assert_eq!(on_record.agent.port, c.nodes[p].agent_port);
+        let refused = c.freeze(p, Term(2)).await.unwrap_err();
+        assert!(refused.contains("another agent lives under the name of n1"), "{refused}");
         // Which gives back what it may: it has no PostgreSQL.
         second.stop().await;
+        c.until_state(p, "nobody else to be there", |s| told(s).is_none().then_some(())).await;
         assert_eq!(c.record::<PrimaryRecord>(c.keys.primary()).await, Some((held.clone(), revision)));
 
         // Who is killed with its PostgreSQL, and comes back at once, gives back what it held itself.
@@ -91,6 +101,10 @@ fn a_second_agent_of_the_primarys_name_leaves_its_lease_alone() {
             c.record::<PrimaryRecord>(c.keys.primary()).await.is_none().then_some(())
         })
         .await;
+        // And is on record at once.
+        let holder = c.state(p).await.holder;
+        let found = || c.record::<MemberRecord>(c.keys.member(&c.nodes[p].id));
+        until("its record", async || (found().await?.0.holder.as_ref() == Some(&holder)).then_some(())).await;
     });
 }
 

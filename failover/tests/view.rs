@@ -76,6 +76,7 @@ async fn cluster(mode: Mode) -> MemoryStore {
             host: "h".to_owned(),
             standing: Standing::default(),
             slots: true,
+            holder: None,
         };
         put(&store, keys().member(&node), json(&member)).await;
     }

@@ -249,6 +249,7 @@ mod tests {
             host: "h".into(),
             standing: Standing::default(),
             slots: true,
+            holder: None,
         };
         let members = voters.iter().map(|v| (v.clone(), member(v))).collect();
         Wanted { primary: voters[0].clone(), voters, mode: Mode::Strict, k: 1, members, led: true }

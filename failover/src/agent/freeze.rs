@@ -89,6 +89,7 @@ impl Agent {
     pub(super) async fn freeze(&self, term: Term, is_stopped: bool) -> Result<Frozen, CommandError> {
         self.promise(term)?;
         self.must_not_be_its_primary(term)?;
+        self.must_be_alone()?;
         self.outlast_signature(term).await;
         self.count_as_frozen(term)?;
         self.state.change(|o| o.awaited = None);

@@ -166,6 +166,9 @@ impl Agent {
 
     /// `GET /agent/state?after=SEQ&wait_ms=N`.
     async fn tell_state(&self, query: &str) -> Answer {
+        if let (Some(node), Some(holder)) = (parameter(query, "node"), parameter(query, "namesake")) {
+            self.is_asked_by_namesake(node, holder);
+        }
         let after = number(query, "after");
         let wait = Duration::from_millis(number(query, "wait_ms").unwrap_or(0)).min(MAX_WAIT);
         let mut state = self.state.subscribe();
@@ -183,9 +186,12 @@ impl Agent {
 }
 
 /// A parameter of a query.
+fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query.split('&').filter_map(|p| p.split_once('=')).find(|(k, _)| *k == name).map(|(_, v)| v)
+}
+
 fn number(query: &str, name: &str) -> Option<u64> {
-    let pairs = query.split('&').filter_map(|p| p.split_once('='));
-    pairs.filter(|(k, _)| *k == name).find_map(|(_, v)| v.parse().ok())
+    parameter(query, name)?.parse().ok()
 }
 
 #[derive(Serialize)]

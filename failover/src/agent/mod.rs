@@ -23,6 +23,7 @@ mod layout;
 mod lease;
 mod memory;
 mod metrics;
+mod namesake;
 mod observer;
 mod other_lines;
 mod postgres;

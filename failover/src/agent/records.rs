@@ -1,6 +1,7 @@
 //! The cluster's records in etcd as this agent last read them.
 
 use super::Agent;
+use super::namesake::OnRecord;
 use crate::fsm::agent::Others;
 use crate::record::{
     AdoptRecord, FenceRecord, InitRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, TermRecord,
@@ -220,6 +221,7 @@ impl Agent {
     pub(crate) async fn register(&self) {
         let (mut state, mut records) = (self.state.subscribe(), self.records.subscribe());
         let mut written: Option<MemberRecord> = None;
+        let mut before = OnRecord::default();
         loop {
             let (told, slots) = {
                 let state = state.borrow_and_update();
@@ -236,13 +238,19 @@ impl Agent {
                 host: self.env.host.clone(),
                 standing: c.standing.clone(),
                 slots,
+                holder: Some(self.env.holder.clone()),
             };
-            let removed = records.borrow_and_update().fences.get(&c.node).is_some_and(|f| f.removed);
+            let (removed, taken) = {
+                let records = records.borrow_and_update();
+                let other = records.members.get(&c.node).and_then(|m| m.holder.as_ref());
+                let removed = records.fences.get(&c.node).is_some_and(|f| f.removed);
+                (removed, written.is_some() && other.is_some_and(|holder| *holder != self.env.holder))
+            };
             if removed {
                 // Until an operator lifts the fence; then it is told anew.
                 written = None;
-            } else if written.as_ref() != Some(&member) {
-                let put = self.put_member(&member).await;
+            } else if taken || written.as_ref() != Some(&member) {
+                let put = self.put_member(&member, written.is_none(), &mut before).await;
                 if !matches!(put, Ok(true)) {
                     tracing::debug!(?put, "member record not written");
                     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -252,14 +260,28 @@ impl Agent {
             }
             tokio::select! {
                 changed = state.changed() => if changed.is_err() { return },
-                _ = records.changed(), if removed => {}
+                _ = records.changed() => {}
                 () = self.register_again.notified() => written = None,
             }
         }
     }
 
-    /// Put it, unless the node was removed (which an agent that has just started has not read yet) or its fence changes.
-    async fn put_member(&self, member: &MemberRecord) -> Result<bool, StoreError> {
+    /// Put it, unless the node was removed (which an agent that has just started has not read yet) or its fence changes, or
+    /// another agent lives under its name.
+    async fn put_member(&self, member: &MemberRecord, first: bool, before: &mut OnRecord) -> Result<bool, StoreError> {
+        let key = self.env.keys.member(&member.node);
+        let found = self.store.get(&key).await?;
+        let of_now = match &found {
+            Some(found) => Compare::ModRevision(key.clone(), found.mod_revision),
+            None => Compare::Absent(key.clone()),
+        };
+        let found = found.as_ref().and_then(decode::<MemberRecord>).map(|f| f.value);
+        if !self.may_register(found.as_ref(), first, before).await {
+            return Ok(false);
+        }
+        if found.as_ref() == Some(member) {
+            return Ok(true);
+        }
         let fence = self.env.keys.fence(&member.node);
         let unchanged = match self.store.get(&fence).await? {
             Some(found) if decode::<FenceRecord>(&found).is_some_and(|f| f.value.removed) => return Ok(false),
@@ -267,7 +289,7 @@ impl Agent {
             None => Compare::Absent(fence),
         };
         let value = serde_json::to_vec(member).expect("a record of texts and numbers can be written");
-        let put = Txn::new().when(unchanged).put(self.env.keys.member(&member.node), value);
+        let put = Txn::new().when(unchanged).when(of_now).put(key, value);
         Ok(self.store.txn(put).await?.succeeded)
     }
 }

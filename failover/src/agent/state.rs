@@ -125,6 +125,8 @@ pub(crate) struct Observed {
     pub(crate) locked_out: Option<String>,
     /// Data was set aside that somebody must look at, in words.
     pub(crate) unexamined: Option<String>,
+    /// Another agent lives under this node's name, in words; until when that counts.
+    pub(crate) namesake: Option<(Instant, String)>,
     pub(crate) policy: Option<PolicyRecord>,
 }
 
@@ -167,6 +169,7 @@ impl State {
             slots_seen_to: false,
             locked_out: None,
             unexamined: None,
+            namesake: None,
             policy: None,
         };
         Self(watch::channel(first).0)
@@ -230,6 +233,7 @@ impl Observed {
     /// This agent runs at `now`. The time for which it has not is taken off the primary's silence.
     pub(crate) fn runs(&mut self, now: Instant) {
         let gap = now.since(self.ran_at);
+        self.namesake = self.namesake.take().filter(|(until, _)| *until > now);
         if gap > LONGEST_PULSE {
             self.answered.missed(self.ran_at, now);
             self.accepted.missed(self.ran_at, now);
@@ -334,7 +338,7 @@ impl Observed {
     pub(crate) fn troubles(&self) -> Option<String> {
         let all =
             self.trouble.iter().chain(&self.full).chain(&self.no_slot).chain(&self.locked_out).chain(&self.unexamined);
-        let all: Vec<&str> = all.map(String::as_str).collect();
+        let all: Vec<&str> = all.chain(self.namesake.iter().map(|(_, what)| what)).map(String::as_str).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 

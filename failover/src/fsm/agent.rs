@@ -173,6 +173,27 @@ impl Because {
     }
 }
 
+/// Another agent that is on record for this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namesake {
+    /// There is none, or nobody listens where it was.
+    Gone,
+    /// It does not answer.
+    Silent,
+    /// It answers.
+    Lives,
+}
+
+/// May an agent put itself on record for its node? `first`: since it was started, or the record was lost. `lived`: the other one has
+/// answered since; it may be cut off now, with a primary that it acknowledges to.
+pub fn may_register(other: Namesake, first: bool, lived: bool) -> bool {
+    match other {
+        Namesake::Gone => true,
+        Namesake::Silent => first && !lived,
+        Namesake::Lives => false,
+    }
+}
+
 /// A node that is to connect to the candidate of a term ahead of its promotion.
 #[derive(Clone, Copy, Debug)]
 pub struct Recruit {
@@ -397,6 +418,16 @@ mod tests {
             others: Others::Empty,
             voter: true,
         }
+    }
+
+    #[test]
+    fn nobody_takes_the_place_of_a_living_agent_of_the_same_name() {
+        let may = |other| {
+            [(true, false), (true, true), (false, false)].map(|(first, lived)| may_register(other, first, lived))
+        };
+        assert_eq!(may(Namesake::Gone), [true, true, true]);
+        assert_eq!(may(Namesake::Silent), [true, false, false], "it has moved, or is cut off");
+        assert_eq!(may(Namesake::Lives), [false, false, false]);
     }
 
     #[test]

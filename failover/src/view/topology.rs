@@ -277,6 +277,7 @@ mod tests {
             host: name.to_owned(),
             standing: Standing { zone: (name == "n3").then(|| "west".to_owned()), ..Standing::default() },
             slots: true,
+            holder: None,
         };
         let chosen = phase != Phase::Recruiting;
         Records {

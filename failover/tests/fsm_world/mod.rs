@@ -60,6 +60,7 @@ fn member(node: &NodeId, i: u16) -> MemberRecord {
         host: "h".into(),
         standing: Standing::default(),
         slots: true,
+        holder: None,
     }
 }
 

@@ -19,6 +19,7 @@ pub(crate) fn member(i: usize) -> MemberRecord {
         // One that is liked better than the others.
         standing: Standing { priority: if i == 1 { 110 } else { 100 }, ..Standing::default() },
         slots: true,
+        holder: None,
     }
 }
 

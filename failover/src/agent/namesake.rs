@@ -1,0 +1,90 @@
+//! Another agent that lives under this node's name: a second one by mistake, or a restored copy of its host.
+//!
+//! A name has one address on record, and orders go there. Whoever finds another agent there that answers leaves the record alone,
+//! and asks again and again, which is how that one knows. Both say so and refuse to be frozen: which of them has what the node has
+//! acknowledged nobody can tell. One that cannot be reached is taken for the node's last, which is dead or has moved.
+
+use super::Agent;
+use crate::api::AgentState;
+use crate::fsm::agent::{Namesake, may_register};
+use crate::manager::client::{AgentLink, ExchangeError};
+use crate::record::MemberRecord;
+use cluster::Endpoint;
+use hyper::body::Bytes;
+use hyper::{Method, StatusCode};
+use std::time::Duration;
+
+/// For so long one counts as there that has asked or answered. Whoever is not on record asks every second.
+const LASTS: Duration = Duration::from_secs(5);
+
+/// What an agent knows of another one that is on record for its node.
+#[derive(Default)]
+pub(super) struct OnRecord {
+    /// It has answered, and was not seen to be gone since.
+    lived: bool,
+}
+
+impl Agent {
+    /// May this agent put its own record in the place of `found`? `first`: it has not been on record yet.
+    pub(super) async fn may_register(&self, found: Option<&MemberRecord>, first: bool, before: &mut OnRecord) -> bool {
+        let namesake = match found {
+            Some(found) => self.look_for_namesake(found).await,
+            None => Namesake::Gone,
+        };
+        let may = may_register(namesake, first, before.lived);
+        before.lived = !may && (before.lived || namesake == Namesake::Lives);
+        if let Some(found) = found.filter(|_| !may) {
+            self.has_namesake(Some(&found.agent));
+        }
+        may
+    }
+
+    async fn look_for_namesake(&self, found: &MemberRecord) -> Namesake {
+        let own = |holder: &&String| **holder == self.env.holder || self.predecessor.as_ref() == Some(*holder);
+        // Older agents do not say who they are.
+        let Some(holder) = found.holder.as_ref().filter(|h| !own(h)) else { return Namesake::Gone };
+        let mut link = AgentLink::new(found.agent.clone(), self.env.secret.clone());
+        let path = format!("/agent/state?node={}&namesake={}", self.env.config.node, self.env.holder);
+        match link.exchange(Method::GET, &path, Bytes::new(), self.env.config.probe_timeout).await {
+            Ok((StatusCode::OK, body)) => match serde_json::from_slice::<AgentState>(&body) {
+                Ok(state) if state.holder == *holder => Namesake::Lives,
+                // This agent itself at an address that was the other's, say.
+                _ => Namesake::Gone,
+            },
+            Err(ExchangeError::ConnectionRefused) => Namesake::Gone,
+            Ok(_) | Err(_) => Namesake::Silent,
+        }
+    }
+
+    /// Another agent has said under which name it lives. The address may have been another node's.
+    pub(super) fn is_asked_by_namesake(&self, node: &str, holder: &str) {
+        if node == self.env.config.node.as_str() && holder != self.env.holder {
+            self.has_namesake(None);
+        }
+    }
+
+    fn has_namesake(&self, on_record: Option<&Endpoint>) {
+        let node = &self.env.config.node;
+        let what = match on_record {
+            Some(at) => {
+                format!("another agent is on record as {node}, at {at}: give one of them its own name, or stop it")
+            }
+            None => format!("another agent lives under the name of {node}: give it its own, or stop it"),
+        };
+        let until = self.env.clock.now() + LASTS;
+        self.state.change(|o| {
+            if o.namesake.as_ref().is_none_or(|(_, known)| *known != what) {
+                tracing::error!(%node, reason = %what, "two agents of one name");
+            }
+            o.namesake = Some((until, what));
+        });
+    }
+
+    /// What the node has acknowledged may be with the other one.
+    pub(super) fn must_be_alone(&self) -> Result<(), super::commands::CommandError> {
+        match self.state.look(|o| o.namesake.as_ref().map(|(_, what)| what.clone())) {
+            Some(what) => Err(self.failed("freezing", &std::io::Error::other(what)).into()),
+            None => Ok(()),
+        }
+    }
+}
