@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test test-part-1 test-part-2 test-part-3 check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-drivers set-up-nemesis test-majors test-drivers test-staleness nemesis soak saturate bench-failover bench-managers
+.PHONY: help demo demo-exercise test test-part-1 test-part-2 test-part-3 check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-wishes set-up-drivers set-up-nemesis test-majors test-drivers test-staleness nemesis soak saturate bench-failover bench-managers
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -37,7 +37,7 @@ build: set-up
 # on, half of that would be built twice. Much of it is waiting, so three parts of them run at once, by their first letters and
 # about as long as each other; within each part the clusters take turns.
 TEST = cargo test --workspace --locked
-test: set-up-tests
+test: set-up-wishes
 	$(TEST) --no-run
 	@scripts/in-memory $(MAKE) --no-print-directory -j3 test-part-1 test-part-2 test-part-3
 
@@ -190,6 +190,9 @@ set-up:
 
 set-up-tests:
 	@scripts/setup --tests
+
+set-up-wishes: set-up-tests
+	@scripts/setup --wishes
 
 # What classifying a statement costs, and a hop next to PgBouncer and a relay that parses nothing. Trust ratios only; see the head of
 # proxy/benches/endpoint/main.rs for what can be chosen. Not part of the tests.

@@ -58,7 +58,7 @@ impl Drop for Running {
 fn debians_exporter_reads_the_console() {
     const EXPORTER: &str = "/usr/bin/prometheus-pgbouncer-exporter";
     if !Path::new(EXPORTER).exists() {
-        eprintln!("SKIPPED, NOT TESTED: {EXPORTER} is not installed (scripts/setup --tests installs it)");
+        eprintln!("SKIPPED, NOT TESTED: {EXPORTER} is not installed (scripts/setup --wishes installs it)");
         return;
     }
     let cluster = Cluster::start(0, |raw| raw.console.stats_users = vec!["app".to_owned()]);
