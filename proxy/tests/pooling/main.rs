@@ -230,7 +230,8 @@ fn an_alias_has_its_own_limits_and_leads_to_its_database() {
             dbname: Some("app".into()),
             pool_size: Some(1),
             max_client_connections: Some(1),
-            query_wait_timeout: Some(Span::millis(100)),
+            // What the first client leaves is to become idle first.
+            query_wait_timeout: Some(Span::secs(60)),
             ..Database::default()
         };
         raw.databases.insert("narrow".into(), alias);
@@ -251,7 +252,8 @@ fn an_alias_has_its_own_limits_and_leads_to_its_database() {
         let gone = view(&c).clients.iter().all(|v| v.database != "narrow");
         gone.then_some(())
     });
-    Raw::login(c.port, &[("database", "narrow")]).query("select 1");
+    let mut second = Raw::login(c.port, &[("database", "narrow")]);
+    assert_eq!(words(&second.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
 }
 
 #[test]
