@@ -7,7 +7,8 @@ use cluster::config::Span;
 use cluster::topology::Gate;
 use common::raw::{Raw, flush, let_commits_wait, run, sync, wait_until_waiting};
 use common::{Cluster, dial, wait_for};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use proxy::config::pools::Database;
 use proxy::pool::{Order, Scope};
 use proxy::wire::frontend::write_query;
@@ -404,12 +405,12 @@ fn one_that_says_nothing_holds_up_nobody(c: &Cluster, mut client: Raw) {
     send(&mut client, "insert into t values (5)");
     let of_client = waiting(0);
     c.nodes[0].psql(&format!("select pg_cancel_backend({of_client})"));
-    let silent = nix::unistd::Pid::from_raw(waiting(of_client));
-    nix::sys::signal::kill(silent, Signal::SIGSTOP).expect("it runs");
+    let silent = Pid::from_raw(waiting(of_client));
+    kill(silent, Signal::SIGSTOP).expect("it runs");
     c.nodes[0].psql("alter system set synchronous_standby_names = '*'");
     c.nodes[0].psql("select pg_reload_conf()");
     let told = words(&client.until_ready());
-    nix::sys::signal::kill(silent, Signal::SIGCONT).expect("it stands still");
+    kill(silent, Signal::SIGCONT).expect("it stands still");
     assert_eq!(told, "C INSERT 0 1 | Z I");
 }
 
@@ -558,7 +559,9 @@ fn what_commits_nothing_waits_for_no_standby_although_notices_are_hidden() {
 /// Even where one Sync is behind both.
 #[test]
 fn a_statement_is_cancelled_that_has_its_commit_in_the_same_unit() {
-    let c = hung();
+    let c = Cluster::start(0, |raw| raw.workers = 1);
+    c.psql("create table t(a int)").expect("nothing hangs yet");
+    let_commits_wait(&c);
     let unit = |out: &mut Vec<u8>| {
         ["begin", "insert into t values (1)", "commit"].iter().for_each(|sql| run(out, sql));
         sync(out);
@@ -583,4 +586,20 @@ fn a_statement_is_cancelled_that_has_its_commit_in_the_same_unit() {
     c.nodes[0].psql("select pg_reload_conf()");
     assert_eq!(words(&s.until_ready()), "1 | 2 | C BEGIN | 1 | 2 | C INSERT 0 1 | 1 | 2 | C COMMIT | Z I");
     assert_eq!(words(&s.query("select count(*) from t")), "T | D 1 | C SELECT 1 | Z I");
+    // The server is asked on a new connection, where one that was idle says nothing any more.
+    let mut other = Raw::login(c.port, &[]);
+    other.query("begin");
+    holder.query("begin");
+    holder.query("lock table t");
+    s.write(unit);
+    wait_for("the insert to wait for the lock", || (c.nodes[0].psql(blocked) == "1").then_some(()));
+    other.query("rollback");
+    let idle = "select pid from pg_stat_activity where usename = 'app' and state = 'idle'";
+    let idle: Vec<_> = c.nodes[0].psql(idle).lines().map(|pid| Pid::from_raw(pid.parse().expect("a number"))).collect();
+    assert!(!idle.is_empty());
+    idle.iter().for_each(|pid| kill(*pid, Signal::SIGSTOP).expect("it runs"));
+    cancel(&c, &s);
+    let told = words(&s.until_ready());
+    idle.iter().for_each(|pid| kill(*pid, Signal::SIGCONT).expect("it stands still"));
+    assert_eq!(told, "1 | 2 | C BEGIN | E 57014 | Z E");
 }

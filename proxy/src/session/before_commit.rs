@@ -42,7 +42,9 @@ fn question(pid: u32, unless: Unless) -> String {
 
 impl Session {
     /// Cancel what the server is at, unless that is what must go on. It takes `connect_timeout` at most; until then nothing new is
-    /// sent there, and one whose question was not seen to end serves no other client. The connection for it is one that nobody has to wait for: those of the pool may all wait for standbys.
+    /// sent there, and one whose question was not seen to end serves no other client. The connection for it is one that nobody has
+    /// to wait for: those of the pool may all wait for standbys. One that was idle and does not answer may be dead: half of the
+    /// time is for a new one.
     pub(super) fn cancel_unless(&mut self, unless: Unless, waiters: Waiters) {
         let now = self.w.now();
         let Want { promise, .. } = self.want(Access::Write, now);
@@ -58,24 +60,34 @@ impl Session {
         tokio::task::spawn_local(async move {
             let _errand = errand;
             // A question that nobody waits for any more may be read when another client has that server.
-            let asking = Cell::new(false);
+            let asking = Cell::new(0);
             let ask = async {
                 // Many may be over a limit at the same time.
                 let _turn = w.questions.acquire().await.ok()?;
-                let mut other = Connection::open(&w, &want, keeps).await?;
-                // Elsewhere that number is another process's.
-                if other.server().meta().is_some_and(|meta| meta.node == node) {
-                    asking.set(true);
-                    let answer = other.server().ask(&question(pid, unless), limit).await?;
-                    asking.set(false);
-                    presence.spared.set(answer.error.is_none() && answer.rows.is_empty());
+                let mut next = Connection::open(&w, &want, keeps).await;
+                while let Some(mut other) = next.take() {
+                    // Elsewhere that number is another process's.
+                    if other.server().meta().is_none_or(|meta| meta.node != node) {
+                        return Some(());
+                    }
+                    asking.set(asking.get() + 1);
+                    let patience = if other.reused() { limit / 2 } else { limit };
+                    if let Some(answer) = other.server().ask(&question(pid, unless), patience).await {
+                        asking.set(asking.get() - 1);
+                        presence.spared.set(answer.error.is_none() && answer.rows.is_empty());
+                        return Some(());
+                    }
+                    if other.reused() {
+                        drop(other);
+                        next = Connection::new(&w, &want).await;
+                    }
                 }
-                Some(())
+                None
             };
             if tokio::time::timeout(limit, ask).await.ok().flatten().is_none() {
                 tracing::debug!(%node, ?limit, "a server could not be asked whether it may stop what it is at");
             }
-            if asking.get() {
+            if asking.get() > 0 {
                 cancels.lose();
             }
             cancels.end();

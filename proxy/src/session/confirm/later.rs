@@ -194,12 +194,19 @@ pub(in crate::session) struct Connection<'a> {
     database: &'a str,
     /// It counts for no limit: nobody waits for it.
     beyond: bool,
+    /// It was idle, and may be dead without a sign of it.
+    reused: bool,
 }
 
 impl<'a> Connection<'a> {
     /// Its server.
     pub(in crate::session) fn server(&mut self) -> &mut InUse<'a> {
         &mut self.server
+    }
+
+    /// May it have died long ago?
+    pub(in crate::session) fn reused(&self) -> bool {
+        self.reused
     }
 
     /// One that nobody has to wait for.
@@ -211,7 +218,7 @@ impl<'a> Connection<'a> {
             match spare(w, &pool, database, now) {
                 Some(Checkout::Ready(server) | Checkout::Check(server)) if w.still_valid(&server.meta) => {
                     let server = InUse::new(w, pool, server, keeps);
-                    return Some(Self { w, server, database, beyond: false });
+                    return Some(Self { w, server, database, beyond: false, reused: true });
                 }
                 // Its place is free now.
                 Some(Checkout::Ready(_) | Checkout::Check(_)) => {}
@@ -219,16 +226,33 @@ impl<'a> Connection<'a> {
                 Some(Checkout::Full(_)) | None => break None,
             }
         };
+        Self::connect(w, want, keeps, &member, permit).await
+    }
+
+    /// A new one, beyond all limits.
+    pub(in crate::session) async fn new(w: &'a Rc<Worker>, want: &'a Want) -> Option<Self> {
+        let member = primary(w, w.now())?;
+        Self::connect(w, want, false, &member, None).await
+    }
+
+    async fn connect(
+        w: &'a Rc<Worker>,
+        want: &'a Want,
+        keeps: bool,
+        member: &Member,
+        permit: Option<Permit>,
+    ) -> Option<Self> {
+        let (pool, database) = (w.pools.of(&member.node, &want.identity), want.identity.database.as_str());
         let beyond = permit.is_none();
         let permit = permit.unwrap_or_else(Permit::beyond);
-        if w.may_connect(&pool, now).is_err() {
+        if w.may_connect(&pool, w.now()).is_err() {
             permit.forgo();
             return None;
         }
-        match open(w, want, &member, Role::Primary, permit, w.config().hold_timeout).await {
+        match open(w, want, member, Role::Primary, permit, w.config().hold_timeout).await {
             Ok(server) => {
                 let server = InUse::new(w, pool, server, keeps && !beyond);
-                Some(Self { w, server, database, beyond })
+                Some(Self { w, server, database, beyond, reused: false })
             }
             Err(error) => {
                 let error = error.map(|error| error.to_string());
