@@ -169,6 +169,7 @@ fn play_seeds(mode: PoolMode, standbys: usize, seeds: u64) {
         differ += usize::from(!differences.is_empty());
         differences.iter().for_each(|d| eprintln!("{d}"));
     }
+    println!("{mode:?}: {seeds} seeds from {first} on, {left_out} left out, {differ} differ");
     assert_eq!(differ, 0, "seeds of {seeds} that differ");
     assert!(left_out * 10 <= seeds, "PostgreSQL ended sessions of {left_out} seeds of {seeds}");
 }
