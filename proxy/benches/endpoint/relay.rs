@@ -31,11 +31,17 @@ pub(crate) fn run(upstream: u16) -> anyhow::Result<()> {
         for event in epoll.wait(&mut events)? {
             let fd = RawFd::try_from(event.u64).expect("we put a descriptor there");
             if fd == listener.as_raw_fd() {
-                // One that has no server is closed: others go on.
-                if let Ok((client, _)) = listener.accept()
-                    && let Err(error) = connect(&epoll, &mut sides, client, upstream)
-                {
-                    eprintln!("{error:#}");
+                match listener.accept() {
+                    Ok((client, _)) => {
+                        // One that has no server is closed: others go on.
+                        if let Err(error) = connect(&epoll, &mut sides, client, upstream) {
+                            eprintln!("{error:#}");
+                        }
+                    }
+                    // It has gone.
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => {}
+                    // Without descriptors it would be told again at once, for ever, and be measured at that.
+                    Err(error) => return Err(error).context("the relay's next client"),
                 }
             } else if turn(&epoll, &mut sides, fd, event.events.cast_signed(), &mut buffer).is_err() {
                 close(&mut sides, fd);
@@ -47,10 +53,13 @@ pub(crate) fn run(upstream: u16) -> anyhow::Result<()> {
 fn connect(epoll: &Epoll, sides: &mut HashMap<RawFd, Side>, client: TcpStream, upstream: u16) -> anyhow::Result<()> {
     let server = TcpStream::connect(("127.0.0.1", upstream)).context("the relay's server")?;
     let (a, b) = (client.as_raw_fd(), server.as_raw_fd());
-    for (socket, other) in [(client, b), (server, a)] {
+    for socket in [&client, &server] {
         socket.set_nodelay(true)?;
         socket.set_nonblocking(true)?;
         epoll.set(libc::EPOLL_CTL_ADD, socket.as_raw_fd(), libc::EPOLLIN)?;
+    }
+    // Both or none: the number of one that is closed is another's next.
+    for (socket, other) in [(client, b), (server, a)] {
         sides.insert(socket.as_raw_fd(), Side { socket, other, pending: Vec::new() });
     }
     Ok(())
