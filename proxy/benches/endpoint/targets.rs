@@ -35,7 +35,7 @@ struct Target {
 }
 
 impl Report {
-    /// Print each bound next to what was measured. How many are missed?
+    /// Print each bound next to what was measured. How many are not seen to hold?
     pub(crate) fn judge(&self, cells: &[Cell], peers: &[Peer]) -> usize {
         println!("\ntargets (medians)");
         let mut missed = 0;
@@ -46,7 +46,7 @@ impl Report {
                     Some(value) if value <= target.bound => "PASS",
                     Some(_) => "MISS",
                 };
-                missed += usize::from(verdict == "MISS");
+                missed += usize::from(verdict != "PASS");
                 let Target { what, bound, measured } = target;
                 println!("  {:16} {what:44} at most {bound:6.2}: {measured:24} {verdict}", ours.name());
             }
