@@ -69,6 +69,9 @@ pub struct AgentState {
     pub fsync_probe_ms: Option<u64>,
     /// The last thing that went wrong and is not over.
     pub trouble: Option<String>,
+    /// Another agent lives under this node's name, in words: neither counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namesake: Option<String>,
     /// How many replication slots of ours there could be. `None` while that is not known, and from agents that know of none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot_room: Option<usize>,

@@ -78,6 +78,7 @@ impl Pretender {
             lease_left_ms: None,
             fsync_probe_ms: None,
             trouble: None,
+            namesake: None,
             slot_room: None,
             ending: false,
             policy: None,

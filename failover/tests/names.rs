@@ -87,7 +87,9 @@ fn a_second_agent_of_the_primarys_name_leaves_its_lease_alone() {
         let (on_record, _) = c.record::<MemberRecord>(c.keys.member(&c.nodes[p].id)).await.unwrap();
         assert_eq!(on_record.agent.port, c.nodes[p].agent_port);
         let refused = c.freeze(p, Term(2)).await.unwrap_err();
-        assert!(refused.contains("another agent lives under the name of n1"), "{refused}");
+        let what = format!("another agent lives under the name of n1, at 127.0.0.1:{}", second.address().port());
+        assert!(refused.contains(&what), "{refused}");
+        assert!(c.state(p).await.namesake.is_some_and(|told| told.contains(&what)));
         // Which gives back what it may: it has no PostgreSQL.
         second.stop().await;
         c.until_state(p, "nobody else to be there", |s| told(s).is_none().then_some(())).await;

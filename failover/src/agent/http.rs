@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -58,7 +59,7 @@ pub(super) async fn serve(agent: Arc<Agent>, listener: TcpListener) {
             let seen = Arc::clone(&visit);
             let service = service_fn(move |request| {
                 let (agent, visit) = (Arc::clone(&agent), Arc::clone(&seen));
-                async move { Ok::<_, Infallible>(agent.answer_once_or_more(request, &visit).await) }
+                async move { Ok::<_, Infallible>(agent.answer_once_or_more(request, &visit, from.ip()).await) }
             });
             let mut server = http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(HEAD_BOUND).max_buf_size(64 * 1024);
@@ -73,18 +74,18 @@ pub(super) async fn serve(agent: Arc<Agent>, listener: TcpListener) {
 
 impl Agent {
     /// More than once only for those who have shown the secret.
-    async fn answer_once_or_more(self: Arc<Self>, request: Request<Incoming>, visit: &Visit) -> Answer {
+    async fn answer_once_or_more(self: Arc<Self>, request: Request<Incoming>, visit: &Visit, from: IpAddr) -> Answer {
         let shown = request.headers().get(AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
         let known = shown.is_some_and(|s| same(s, self.env.secret.expose().as_bytes()));
         let stays = known && visit.stay();
-        let mut answer = self.answer(request, known).await;
+        let mut answer = self.answer(request, known, from).await;
         if !stays {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, known: bool) -> Answer {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, known: bool, from: IpAddr) -> Answer {
         let (head, body) = request.into_parts();
         let path = head.uri.path();
         if head.method == Method::GET && path == "/livez" {
@@ -98,7 +99,7 @@ impl Agent {
             return json(StatusCode::UNAUTHORIZED, &"wrong secret");
         }
         if head.method == Method::GET && path == "/agent/state" {
-            return self.tell_state(head.uri.query().unwrap_or("")).await;
+            return self.tell_state(head.uri.query().unwrap_or(""), from).await;
         }
         if head.method != Method::POST {
             return json(StatusCode::METHOD_NOT_ALLOWED, &"POST expected");
@@ -165,9 +166,10 @@ impl Agent {
     }
 
     /// `GET /agent/state?after=SEQ&wait_ms=N`.
-    async fn tell_state(&self, query: &str) -> Answer {
+    async fn tell_state(&self, query: &str, from: IpAddr) -> Answer {
         if let (Some(node), Some(holder)) = (parameter(query, "node"), parameter(query, "namesake")) {
-            self.is_asked_by_namesake(node, holder);
+            let port = number(query, "port").and_then(|port| port.try_into().ok());
+            self.is_asked_by_namesake(node, holder, SocketAddr::new(from, port.unwrap_or(0)));
         }
         let after = number(query, "after");
         let wait = Duration::from_millis(number(query, "wait_ms").unwrap_or(0)).min(MAX_WAIT);

@@ -2,16 +2,16 @@
 //!
 //! A name has one address on record, and orders go there. Whoever finds another agent there that answers leaves the record alone,
 //! and asks again and again, which is how that one knows. Both say so and refuse to be frozen: which of them has what the node has
-//! acknowledged nobody can tell. One that cannot be reached is taken for the node's last, which is dead or has moved.
+//! acknowledged nobody can tell. Managers do not count on either, so they begin nothing that it would be needed for. One that cannot be reached is taken for the node's last, which is dead or has moved.
 
 use super::Agent;
 use crate::api::AgentState;
 use crate::fsm::agent::{Namesake, may_register};
 use crate::manager::client::{AgentLink, ExchangeError};
 use crate::record::MemberRecord;
-use cluster::Endpoint;
 use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// For so long one counts as there that has asked or answered. Whoever is not on record asks every second.
@@ -34,7 +34,10 @@ impl Agent {
         let may = may_register(namesake, first, before.lived);
         before.lived = !may && (before.lived || namesake == Namesake::Lives);
         if let Some(found) = found.filter(|_| !may) {
-            self.has_namesake(Some(&found.agent));
+            let (node, at) = (&self.env.config.node, &found.agent);
+            self.has_namesake(format!(
+                "another agent is on record as {node}, at {at}: give one of them its own name, or stop it"
+            ));
         }
         may
     }
@@ -44,7 +47,12 @@ impl Agent {
         // Older agents do not say who they are.
         let Some(holder) = found.holder.as_ref().filter(|h| !own(h)) else { return Namesake::Gone };
         let mut link = AgentLink::new(found.agent.clone(), self.env.secret.clone());
-        let path = format!("/agent/state?node={}&namesake={}", self.env.config.node, self.env.holder);
+        let path = format!(
+            "/agent/state?node={}&namesake={}&port={}",
+            self.env.config.node,
+            self.env.holder,
+            self.listen.port()
+        );
         match link.exchange(Method::GET, &path, Bytes::new(), self.env.config.probe_timeout).await {
             Ok((StatusCode::OK, body)) => match serde_json::from_slice::<AgentState>(&body) {
                 Ok(state) if state.holder == *holder => Namesake::Lives,
@@ -57,20 +65,16 @@ impl Agent {
     }
 
     /// Another agent has said under which name it lives. The address may have been another node's.
-    pub(super) fn is_asked_by_namesake(&self, node: &str, holder: &str) {
+    pub(super) fn is_asked_by_namesake(&self, node: &str, holder: &str, at: SocketAddr) {
         if node == self.env.config.node.as_str() && holder != self.env.holder {
-            self.has_namesake(None);
+            self.has_namesake(format!(
+                "another agent lives under the name of {node}, at {at}: give it its own, or stop it"
+            ));
         }
     }
 
-    fn has_namesake(&self, on_record: Option<&Endpoint>) {
+    fn has_namesake(&self, what: String) {
         let node = &self.env.config.node;
-        let what = match on_record {
-            Some(at) => {
-                format!("another agent is on record as {node}, at {at}: give one of them its own name, or stop it")
-            }
-            None => format!("another agent lives under the name of {node}: give it its own, or stop it"),
-        };
         let until = self.env.clock.now() + LASTS;
         self.state.change(|o| {
             if o.namesake.as_ref().is_none_or(|(_, known)| *known != what) {

@@ -374,6 +374,7 @@ impl Observed {
             lease_left_ms: self.lease_until.and_then(|end| end.checked_since(now)).map(ms),
             fsync_probe_ms: self.disk_takes(now),
             trouble: self.troubles(),
+            namesake: self.namesake.as_ref().map(|(_, what)| what.clone()),
             slot_room: self.slot_room,
             policy: self.policy.clone(),
         }

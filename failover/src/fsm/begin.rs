@@ -341,6 +341,9 @@ impl Planner {
         if let Some(have) = self.seen.foreign(state.system_id.as_ref()) {
             return Some(Unfit::Foreign { have: have.clone() });
         }
+        if let Some(what) = &state.namesake {
+            return Some(Unfit::Namesake { what: what.clone() });
+        }
         if let Some(floor) = state.quarantine {
             return Some(Unfit::Quarantined { floor });
         }

@@ -51,6 +51,11 @@ pub enum Unfit {
     },
     /// Taken out by an operator.
     Fenced,
+    /// Another agent lives under its name: which of them has what the node acknowledged nobody can tell.
+    Namesake {
+        /// As the agent says.
+        what: String,
+    },
     /// Stopped, while an operator works on it.
     InMaintenance,
     /// It has not replayed past the point at which its data was rewound or copied.

@@ -299,7 +299,7 @@ impl World {
 
     /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|hung|full|refused|ok]
     /// [sql_answers] [accepts=MS] [full] [acks=LSN] [flush=LSN] [fsync=MS] [for_ms=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=] [opened=]
-    /// [policy=EPOCH[:K]] [ending] [doubted=NODES] [room=SLOTS]`; what is not said is as in a healthy cluster.
+    /// [policy=EPOCH[:K]] [ending] [doubted=NODES] [room=SLOTS] [namesake=ADDRESS]`; what is not said is as in a healthy cluster.
     fn report(&mut self, words: &mut Words<'_>) -> Done {
         let node: NodeId = words.parse()?;
         let term = self.records.term.as_ref().map_or(Term(1), |t| t.value.term);
@@ -340,8 +340,8 @@ impl World {
             }),
             lease_left_ms: None,
             fsync_probe_ms: words.optional("fsync")?.or(Some(1)),
-
             trouble: None,
+            namesake: words.optional::<String>("namesake")?.map(|at| format!("another agent lives at {at}")),
             slot_room: words.optional("room")?,
             ending: words.flag("ending"),
             policy: self.known_policy(words)?,

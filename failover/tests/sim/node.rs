@@ -348,6 +348,7 @@ impl World {
             lease_left_ms: None,
             fsync_probe_ms: Some(if node.flushes(now) { 1 } else { now.since(node.disk.0).as_millis() as u64 }),
             trouble: None,
+            namesake: None,
             slot_room: None,
             ending: node.is_ending(now),
             policy: None,

@@ -9,6 +9,7 @@ impl fmt::Display for Missing {
         match &self.unfit {
             Unfit::Unreachable { silent_ms } => write!(f, "unreachable for {silent_ms} ms"),
             Unfit::Fenced => f.write_str("fenced"),
+            Unfit::Namesake { what } => write!(f, "with a namesake ({what})"),
             Unfit::InMaintenance => f.write_str("stopped, in maintenance"),
             Unfit::Quarantined { floor } => {
                 write!(f, "quarantined until it has replayed {} on timeline {}", floor.lsn, floor.timeline)

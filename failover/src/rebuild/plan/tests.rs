@@ -39,6 +39,7 @@ fn agent(node: &str, promise: u64, epoch: u64, postgres: PostgresState) -> Agent
         lease_left_ms: None,
         fsync_probe_ms: None,
         trouble: None,
+        namesake: None,
         slot_room: None,
         ending: false,
         policy: Some(policy(epoch, 1)),
