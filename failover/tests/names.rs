@@ -120,6 +120,17 @@ fn whoever_receives_under_a_standbys_name_is_told_of_and_ended() {
         let standby = c.nodes[s].id.clone();
         let local = format!("host={} user=postgres", c.nodes[p].config.data_dir.join("sock").display());
 
+        // A second agent of its name, without data, leaves that to the one on record.
+        let (second, _dir) = second(&c, s).await;
+        until("it to know who is primary, and of the other", async || {
+            let state = second.state();
+            (state.opened == Term(1) && state.namesake.is_some()).then_some(())
+        })
+        .await;
+        let state = second.state();
+        assert_eq!((&state.postgres, &state.rejoin), (&PostgresState::Absent, &None));
+        second.stop().await;
+
         // A copy of the standby has its password: which of the two is the node nobody can tell.
         let twin = Receiver::start(&c, p, "host=127.0.0.1 user=pgtenure_repl");
         until_impostors(&c, p, &[format!("{standby} is connected twice")]).await;

@@ -6,7 +6,7 @@
 
 use super::Agent;
 use crate::api::AgentState;
-use crate::fsm::agent::{Namesake, may_register};
+use crate::fsm::namesake::{Namesake, Other, Place};
 use crate::manager::client::{AgentLink, ExchangeError};
 use crate::record::MemberRecord;
 use hyper::body::Bytes;
@@ -17,29 +17,31 @@ use std::time::Duration;
 /// For so long one counts as there that has asked or answered. Whoever is not on record asks every second.
 const LASTS: Duration = Duration::from_secs(5);
 
-/// What an agent knows of another one that is on record for its node.
-#[derive(Default)]
-pub(super) struct OnRecord {
-    /// It has answered, and was not seen to be gone since.
-    lived: bool,
-}
-
 impl Agent {
     /// May this agent put its own record in the place of `found`? `first`: it has not been on record yet.
-    pub(super) async fn may_register(&self, found: Option<&MemberRecord>, first: bool, before: &mut OnRecord) -> bool {
+    pub(super) async fn may_register(&self, found: Option<&MemberRecord>, first: bool, other: &mut Other) -> bool {
         let namesake = match found {
             Some(found) => self.look_for_namesake(found).await,
             None => Namesake::Gone,
         };
-        let may = may_register(namesake, first, before.lived);
-        before.lived = !may && (before.lived || namesake == Namesake::Lives);
+        let may = other.may_register(namesake, first, self.env.clock.now());
+        self.takes(other.place());
         if let Some(found) = found.filter(|_| !may) {
             let (node, at) = (&self.env.config.node, &found.agent);
             self.has_namesake(format!(
-                "another agent is on record as {node}, at {at}: give one of them its own name, or stop it"
+                "another agent is on record as {node}, at {at}: give one of them its own name, or stop it; \
+                 a minute after that one is gone this one takes its place"
             ));
         }
         may
+    }
+
+    /// What it acts by.
+    pub(super) fn takes(&self, place: Place) {
+        if self.state.look(|o| o.place != place) {
+            self.state.change(|o| o.place = place);
+            self.wake.notify_one();
+        }
     }
 
     async fn look_for_namesake(&self, found: &MemberRecord) -> Namesake {
@@ -59,7 +61,10 @@ impl Agent {
                 // This agent itself at an address that was the other's, say.
                 _ => Namesake::Gone,
             },
-            Err(ExchangeError::ConnectionRefused) => Namesake::Gone,
+            // No agent, or one of another cluster.
+            Ok((StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, _)) | Err(ExchangeError::ConnectionRefused) => {
+                Namesake::Gone
+            }
             Ok(_) | Err(_) => Namesake::Silent,
         }
     }

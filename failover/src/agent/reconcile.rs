@@ -149,6 +149,11 @@ impl Agent {
                 postgres::stop(&self.env, Stop::Immediate).await?;
                 self.look_again(self.env.config.probe_timeout).await;
             }
+            Act::StopNamesake => {
+                tracing::warn!(node = %self.env.config.node, "another agent is on record for this node: stopping postgres");
+                postgres::stop(&self.env, Stop::Fast(self.env.config.stop_timeout)).await?;
+                self.look_again(self.env.config.probe_timeout).await;
+            }
             Act::StopFenced => self.stop_fenced().await?,
             Act::StopSuperseded => {
                 tracing::warn!(node = %self.env.config.node, "another term has begun: stopping postgres");
@@ -240,6 +245,7 @@ impl Agent {
             remembers: memory.promise > Term(0) || memory.policy.is_some(),
             others: records.others(&self.env.config.node, &self.env.cluster.voters, self.env.clock.now()),
             voter: self.env.is_voter(),
+            place: seen.place,
         })
     }
 

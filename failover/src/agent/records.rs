@@ -1,8 +1,8 @@
 //! The cluster's records in etcd as this agent last read them.
 
 use super::Agent;
-use super::namesake::OnRecord;
 use crate::fsm::agent::Others;
+use crate::fsm::namesake::{Other, Place};
 use crate::record::{
     AdoptRecord, FenceRecord, InitRecord, MemberRecord, Phase, PolicyRecord, PrimaryRecord, TermRecord,
 };
@@ -221,7 +221,7 @@ impl Agent {
     pub(crate) async fn register(&self) {
         let (mut state, mut records) = (self.state.subscribe(), self.records.subscribe());
         let mut written: Option<MemberRecord> = None;
-        let mut before = OnRecord::default();
+        let mut other = Other::default();
         loop {
             let (told, slots) = {
                 let state = state.borrow_and_update();
@@ -242,20 +242,25 @@ impl Agent {
             };
             let (removed, taken) = {
                 let records = records.borrow_and_update();
-                let other = records.members.get(&c.node).and_then(|m| m.holder.as_ref());
+                let found = records.members.get(&c.node);
                 let removed = records.fences.get(&c.node).is_some_and(|f| f.removed);
-                (removed, written.is_some() && other.is_some_and(|holder| *holder != self.env.holder))
+                (removed, written.is_some() && found.is_some_and(|m| m.holder != member.holder))
             };
             if removed {
                 // Until an operator lifts the fence; then it is told anew.
                 written = None;
             } else if taken || written.as_ref() != Some(&member) {
-                let put = self.put_member(&member, written.is_none(), &mut before).await;
+                let put = self.put_member(&member, written.is_none(), &mut other).await;
+                if put.is_err() && self.state.look(|o| o.place == Place::Unknown) {
+                    // etcd is away again: nobody waits for it to tell who is there.
+                    self.takes(Place::Own);
+                }
                 if !matches!(put, Ok(true)) {
                     tracing::debug!(?put, "member record not written");
                     tokio::time::sleep(Duration::from_millis(500)).await;
                     continue;
                 }
+                other.registered();
                 written = Some(member);
             }
             tokio::select! {
@@ -268,7 +273,7 @@ impl Agent {
 
     /// Put it, unless the node was removed (which an agent that has just started has not read yet) or its fence changes, or
     /// another agent lives under its name.
-    async fn put_member(&self, member: &MemberRecord, first: bool, before: &mut OnRecord) -> Result<bool, StoreError> {
+    async fn put_member(&self, member: &MemberRecord, first: bool, other: &mut Other) -> Result<bool, StoreError> {
         let key = self.env.keys.member(&member.node);
         let found = self.store.get(&key).await?;
         let of_now = match &found {
@@ -276,7 +281,7 @@ impl Agent {
             None => Compare::Absent(key.clone()),
         };
         let found = found.as_ref().and_then(decode::<MemberRecord>).map(|f| f.value);
-        if !self.may_register(found.as_ref(), first, before).await {
+        if !self.may_register(found.as_ref(), first, other).await {
             return Ok(false);
         }
         if found.as_ref() == Some(member) {

@@ -2,6 +2,7 @@
 
 use super::Env;
 use crate::api::{AgentState, Position, PostgresState, Sighting};
+use crate::fsm::namesake::Place;
 use crate::record::PolicyRecord;
 use cluster::{Instant, Lsn, NodeId, Term, TimelineId};
 use std::time::Duration;
@@ -127,6 +128,8 @@ pub(crate) struct Observed {
     pub(crate) unexamined: Option<String>,
     /// Another agent lives under this node's name, in words; until when that counts.
     pub(crate) namesake: Option<(Instant, String)>,
+    /// Whose place the record of this node is.
+    pub(crate) place: Place,
     pub(crate) policy: Option<PolicyRecord>,
 }
 
@@ -170,6 +173,7 @@ impl State {
             locked_out: None,
             unexamined: None,
             namesake: None,
+            place: Place::Unknown,
             policy: None,
         };
         Self(watch::channel(first).0)

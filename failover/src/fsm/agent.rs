@@ -5,6 +5,7 @@
 //! Commands (freeze, promote, …) are not decided here: they come from a manager and carry their term.
 
 use crate::api::Position;
+use crate::fsm::namesake::Place;
 use crate::record::{FenceRecord, InitRecord, Phase, TermRecord};
 use cluster::{NodeId, Term, TimelineId};
 use std::time::Duration;
@@ -91,6 +92,8 @@ pub struct Facts<'a> {
     pub others: Others,
     /// Is this node a voter of the configuration (only such a node may create the cluster)?
     pub voter: bool,
+    /// Whose place the record of the node's address is.
+    pub place: Place,
 }
 
 /// What to do.
@@ -117,6 +120,8 @@ pub enum Act {
     StopStranded,
     /// Stop a standby that has hung for too long, to start it again: it can neither be frozen nor read from.
     StopHung,
+    /// Stop a standby that would acknowledge in the name of the node, whose place is another agent's.
+    StopNamesake,
     /// Stop: an operator fenced the node. On a primary acknowledgements stop first.
     StopFenced,
     /// Stop at once: another term has begun, this node must not accept writes any more.
@@ -154,6 +159,8 @@ pub enum Because {
     ForeignData,
     /// There is a data directory, and etcd knows no cluster.
     UnknownCluster,
+    /// Another agent is on record for the node, or may be.
+    NotOnRecord,
     /// Neither a cluster in etcd nor the right to create one.
     NotAVoter,
 }
@@ -170,27 +177,6 @@ impl Because {
             Self::StartsLate => Some("PostgreSQL has been starting for longer than agent.start_timeout"),
             _ => None,
         }
-    }
-}
-
-/// Another agent that is on record for this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Namesake {
-    /// There is none, or nobody listens where it was.
-    Gone,
-    /// It does not answer.
-    Silent,
-    /// It answers.
-    Lives,
-}
-
-/// May an agent put itself on record for its node? `first`: since it was started, or the record was lost. `lived`: the other one has
-/// answered since; it may be cut off now, with a primary that it acknowledges to.
-pub fn may_register(other: Namesake, first: bool, lived: bool) -> bool {
-    match other {
-        Namesake::Gone => true,
-        Namesake::Silent => first && !lived,
-        Namesake::Lives => false,
     }
 }
 
@@ -252,6 +238,9 @@ pub fn decide(facts: &Facts<'_>) -> Act {
     if facts.maintenance && matches!(facts.server, Server::Absent | Server::Stopped { .. }) {
         return Act::Wait(Because::Maintenance);
     }
+    if let Some(act) = aside(facts) {
+        return act;
+    }
     match facts.server {
         Server::Starting => starting(facts, record),
         Server::Primary { timeline } => primary(facts, record, timeline),
@@ -277,6 +266,22 @@ fn fenced(facts: &Facts<'_>, fence: &FenceRecord) -> Act {
         Server::Absent | Server::Stopped { .. } => Act::Wait(Because::Fenced),
         Server::Primary { .. } if !fence.stop_writes && !superseded(facts) => Act::Wait(Because::Fine),
         Server::Primary { .. } | Server::Standby { .. } | Server::Starting | Server::Hung { .. } => Act::StopFenced,
+    }
+}
+
+/// What is done by whom another agent of the node's name was found in its place: it receives nothing. A copy takes long, and might
+/// take the other's slot, so whose place it is must be known before.
+fn aside(facts: &Facts<'_>) -> Option<Act> {
+    match (facts.place, facts.server) {
+        (Place::Others, Server::Absent | Server::Stopped { .. }) | (Place::Unknown, Server::Absent) => {
+            Some(Act::Wait(Because::NotOnRecord))
+        }
+        (Place::Others, Server::Starting | Server::Standby { .. } | Server::Hung { was_primary: false }) => {
+            Some(Act::StopNamesake)
+        }
+        // Of a primary the lease and the managers decide.
+        (Place::Others, Server::Primary { .. } | Server::Hung { was_primary: true })
+        | (Place::Unknown | Place::Own, _) => None,
     }
 }
 
@@ -417,17 +422,30 @@ mod tests {
             remembers: record.is_some(),
             others: Others::Empty,
             voter: true,
+            place: Place::Own,
         }
     }
 
     #[test]
-    fn nobody_takes_the_place_of_a_living_agent_of_the_same_name() {
-        let may = |other| {
-            [(true, false), (true, true), (false, false)].map(|(first, lived)| may_register(other, first, lived))
-        };
-        assert_eq!(may(Namesake::Gone), [true, true, true]);
-        assert_eq!(may(Namesake::Silent), [true, false, false], "it has moved, or is cut off");
-        assert_eq!(may(Namesake::Lives), [false, false, false]);
+    fn a_second_agent_of_the_nodes_name_neither_copies_nor_starts_nor_follows() {
+        let node = n("n2");
+        let active = record(3, Phase::Active, Some("n1"));
+        let act = |place, server| decide(&Facts { place, ..facts(&node, server, Some(&active)) });
+        let stopped = [Server::Absent, Server::Stopped { was_primary: false }, Server::Stopped { was_primary: true }];
+        let runs = [Server::Starting, Server::Standby { streaming: None }, Server::Hung { was_primary: false }];
+        for server in stopped {
+            assert_eq!(act(Place::Others, server), Act::Wait(Because::NotOnRecord), "{server:?}");
+        }
+        for server in runs {
+            assert_eq!(act(Place::Others, server), Act::StopNamesake, "{server:?}");
+        }
+        let primary = Server::Primary { timeline: TimelineId(3) };
+        assert_eq!(act(Place::Others, primary), act(Place::Own, primary));
+        // Who has not looked yet only waits with a copy.
+        assert_eq!(act(Place::Unknown, Server::Absent), Act::Wait(Because::NotOnRecord));
+        for server in [stopped[1], stopped[2], runs[0], runs[1], runs[2]] {
+            assert_eq!(act(Place::Unknown, server), act(Place::Own, server), "{server:?}");
+        }
     }
 
     #[test]

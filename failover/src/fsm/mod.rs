@@ -14,6 +14,7 @@ pub mod doubt;
 pub mod lease;
 mod loss;
 mod maintenance;
+pub mod namesake;
 pub mod observe;
 mod opening;
 mod operate;

@@ -6,6 +6,7 @@ use cluster::lease::Lease;
 use cluster::{Term, TimelineId};
 use failover::fsm::agent::{Act, Facts, Others, Server, decide};
 use failover::fsm::lease::{Fence, fence_at};
+use failover::fsm::namesake::Place;
 use failover::fsm::rejoin::{self, Plan, leads_elsewhere, plan};
 use failover::fsm::sync_set;
 use failover::record::{Phase, PolicyRecord, PrimaryRecord, TermRecord};
@@ -178,6 +179,7 @@ impl World {
             remembers: true,
             others: Others::Empty,
             voter: votes,
+            place: Place::Own,
         });
         self.nodes[n].fenced = fenced;
         match act {
@@ -195,6 +197,7 @@ impl World {
             Act::Wait(_)
             | Act::StopStranded
             | Act::StopHung
+            | Act::StopNamesake
             | Act::Create
             | Act::ResumeCreation
             | Act::Clone
