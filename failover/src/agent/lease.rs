@@ -579,7 +579,7 @@ impl Agent {
     /// PostgreSQL is stopped, so nothing needs to wait for the lease's end any more.
     pub(super) async fn give_back_lease(&self) {
         let record = self.records.borrow().primary.clone();
-        let (env, before) = (&self.env, self.predecessor.as_deref());
+        let (env, before) = (&self.env, &self.predecessors);
         let ours = |r: &PrimaryRecord| may_give_back(r, &env.config.node, &env.holder, before);
         let Some(record) = record.filter(|r| ours(&r.value)) else {
             self.hold(None);

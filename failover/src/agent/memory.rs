@@ -40,6 +40,9 @@ impl Worker {
     }
 }
 
+/// So many are remembered. One that is killed before it has read etcd has given nothing back, and nor may the next.
+const MOST_WORKERS: usize = 16;
+
 /// The content of `agent.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -76,11 +79,22 @@ pub(crate) struct Memory {
     pub(crate) suspended: Option<Suspension>,
     /// Where it ended, once it had and this node was primary still.
     pub(crate) rearmed: Option<Rearmed>,
-    /// Who has worked here last.
-    pub(crate) worker: Option<Worker>,
+    /// Who has worked here lately, the last one at the end.
+    pub(crate) workers: Vec<Worker>,
 }
 
 impl Memory {
+    /// Who is certainly over, now that `here` works in their place, which is noted.
+    pub(crate) fn succeed(&mut self, here: Worker) -> Vec<String> {
+        // Of a host that was started since, or of another directory, none will be over with more certainty some day.
+        self.workers.retain(|w| w.is_succeeded_by(&here));
+        let over = self.workers.iter().map(|w| w.holder.clone()).collect();
+        self.workers.push(here);
+        let surplus = self.workers.len().saturating_sub(MOST_WORKERS);
+        self.workers.drain(..surplus);
+        over
+    }
+
     /// For how long it may have signed at most. `lease_ttl`: the bound in the configuration of now.
     pub(crate) fn signed_for(&self, lease_ttl: Duration) -> Duration {
         if self.signed_ms == 0 { lease_ttl } else { Duration::from_millis(self.signed_ms) }
@@ -201,6 +215,22 @@ mod tests {
         assert!(!old.is_succeeded_by(&Worker::here(&layouts[1], "b", "boot 1").unwrap()));
         let unknown = Worker { host: String::new(), ..old };
         assert!(!unknown.is_succeeded_by(&unknown));
+    }
+
+    #[test]
+    fn all_who_worked_here_since_the_host_was_started_are_over_however_short_they_lived() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        layout.create().unwrap();
+        let here = |holder: &str, host: &str| Worker::here(&layout, holder, host).unwrap();
+        let mut memory = Memory::default();
+        assert!(memory.succeed(here("a", "boot 1")).is_empty());
+        assert_eq!(memory.succeed(here("b", "boot 1")), ["a"]);
+        assert_eq!(memory.succeed(here("c", "boot 1")), ["a", "b"], "b may not have come to give back what a held");
+        assert!(memory.succeed(here("d", "boot 2")).is_empty());
+        assert_eq!(memory.succeed(here("e", "boot 2")), ["d"]);
+        (0..99).for_each(|i| drop(memory.succeed(here(&i.to_string(), "boot 2"))));
+        assert_eq!(memory.workers.len(), MOST_WORKERS);
     }
 
     #[test]

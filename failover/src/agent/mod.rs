@@ -164,8 +164,8 @@ pub(crate) struct Agent {
     pub(crate) metrics: Metrics,
     pub(crate) listen: SocketAddr,
     keeper: Keeper,
-    /// The id of the agent that worked in this directory before and is certainly over.
-    predecessor: Option<String>,
+    /// The ids of the agents that worked in this directory before and are certainly over.
+    predecessors: Vec<String>,
     /// The settings that change; whoever changes them holds it until they are on disk and the server was told.
     conf: tokio::sync::Mutex<Dynamic>,
     /// Held by whoever starts, stops, promotes or replaces PostgreSQL.
@@ -253,7 +253,6 @@ pub async fn run(
     }
     process::adopt_orphans().map_err(|source| StartError::System { what: "could not adopt orphans", source })?;
     let keeper = Keeper::open(&env.layout)?;
-    let predecessor = succeed(&env, &keeper);
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
     let user = user.map_or_else(|| nix::unistd::geteuid().to_string(), |u| u.name);
     let no_directory = |source| StartError::Directory { path: env.layout.root.clone(), source };
@@ -278,14 +277,17 @@ pub async fn run(
     });
     let no_thread = |source| StartError::System { what: "could not start the watchdog's thread", source };
     let watchdog = watchdog::Watchdog::start(&env).map_err(no_thread)?;
+    let metrics = Metrics::register(registry)?;
+    // Nothing keeps it from working now: who never came so far takes nobody's place among those that are remembered.
+    let predecessors = succeed(&env, &keeper);
     let agent = Arc::new(Agent {
-        metrics: Metrics::register(registry)?,
+        metrics,
         env: Arc::new(env),
         leases: store.apart(),
         store,
         listen,
         keeper,
-        predecessor,
+        predecessors,
         conf: tokio::sync::Mutex::new(conf),
         actuator: tokio::sync::Mutex::new(()),
         arming: tokio::sync::Mutex::new(()),
@@ -366,20 +368,17 @@ fn lock(env: &Env) -> Result<Flock<std::fs::File>, StartError> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| StartError::Locked { path: env.layout.root.clone() })
 }
 
-/// Take the place of the agent that worked here before; its id, if it is certainly over. Where that is not known, or cannot be
-/// remembered, what it held is left to its lease.
-fn succeed(env: &Env, keeper: &Keeper) -> Option<String> {
+/// Take the place of the agents that worked here before; the ids of those that are certainly over. Where that is not known, or
+/// cannot be remembered, what they held is left to its lease.
+fn succeed(env: &Env, keeper: &Keeper) -> Vec<String> {
     let noted = Worker::here(&env.layout, &env.holder, &env.host).and_then(|here| {
-        let before = keeper.get().worker.filter(|w| w.is_succeeded_by(&here));
-        keeper.update(|m| m.worker = Some(here)).map(|()| before)
+        let mut over = Vec::new();
+        keeper.update(|m| over = m.succeed(here)).map(|()| over)
     });
-    match noted {
-        Ok(before) => before.map(|w| w.holder),
-        Err(error) => {
-            tracing::warn!(node = %env.config.node, %error, "this agent's id is not remembered");
-            None
-        }
-    }
+    noted.unwrap_or_else(|error| {
+        tracing::warn!(node = %env.config.node, %error, "this agent's id is not remembered");
+        Vec::new()
+    })
 }
 
 /// What a promoted node would have to wait for, as long as no policy was read.

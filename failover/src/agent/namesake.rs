@@ -45,7 +45,7 @@ impl Agent {
     }
 
     async fn look_for_namesake(&self, found: &MemberRecord) -> Namesake {
-        let own = |holder: &&String| **holder == self.env.holder || self.predecessor.as_ref() == Some(*holder);
+        let own = |holder: &&String| **holder == self.env.holder || self.predecessors.contains(holder);
         // Older agents do not say who they are.
         let Some(holder) = found.holder.as_ref().filter(|h| !own(h)) else { return Namesake::Gone };
         let mut link = AgentLink::new(found.agent.clone(), self.env.secret.clone());

@@ -62,10 +62,10 @@ pub fn renewal_bound(left: Option<Duration>, ttl: Duration, renew: Duration) -> 
 }
 
 /// May the agent of `node`, whose PostgreSQL is stopped, delete the key of the primary? Another one may live under the same name
-/// (a restored copy of the host, or a second one with a directory of its own), and what is stopped here runs there. `predecessor`:
+/// (a restored copy of the host, or a second one with a directory of its own), and what is stopped here runs there. `predecessors`:
 /// who held `agent.lock` before it, since this host was started.
-pub fn may_give_back(record: &PrimaryRecord, node: &NodeId, own: &str, predecessor: Option<&str>) -> bool {
-    record.node == *node && (record.holder == own || predecessor == Some(record.holder.as_str()))
+pub fn may_give_back(record: &PrimaryRecord, node: &NodeId, own: &str, predecessors: &[String]) -> bool {
+    record.node == *node && (record.holder == own || predecessors.contains(&record.holder))
 }
 
 #[cfg(test)]
@@ -98,11 +98,11 @@ mod tests {
     fn nobody_gives_back_what_another_agent_of_the_same_name_holds() {
         let n1: NodeId = "n1".parse().unwrap();
         let held_by = |holder: &str| PrimaryRecord { term: Term(3), node: n1.clone(), holder: holder.to_owned() };
-        assert!(may_give_back(&held_by("a"), &n1, "a", None));
-        assert!(may_give_back(&held_by("a"), &n1, "b", Some("a")), "its own directory's, killed before");
-        assert!(!may_give_back(&held_by("a"), &n1, "b", None));
-        assert!(!may_give_back(&held_by("a"), &n1, "b", Some("c")));
-        assert!(!may_give_back(&held_by("a"), &"n2".parse().unwrap(), "a", None));
+        assert!(may_give_back(&held_by("a"), &n1, "a", &[]));
+        assert!(may_give_back(&held_by("a"), &n1, "b", &["a".to_owned()]), "its own directory's, killed before");
+        assert!(!may_give_back(&held_by("a"), &n1, "b", &[]));
+        assert!(!may_give_back(&held_by("a"), &n1, "b", &["c".to_owned()]));
+        assert!(!may_give_back(&held_by("a"), &"n2".parse().unwrap(), "a", &[]));
     }
 
     #[test]
