@@ -54,6 +54,12 @@ impl Draws {
         self.asked.load(Ordering::Relaxed)
     }
 
+    /// May anybody ask, as far as is known now?
+    pub fn may_ask(&self) -> bool {
+        let learns = self.changes.load(Ordering::Relaxed) < LEARNING;
+        learns || self.is_asked() || self.unread.load(Ordering::Relaxed)
+    }
+
     /// Another session writes on a connection than before: may anybody ask there for what it draws?
     pub fn follows(&self) -> bool {
         let learns = || {
@@ -81,15 +87,15 @@ mod tests {
     #[test]
     fn what_nobody_asks_for_in_a_while_is_not_followed_until_somebody_does() {
         let draws = Draws::default();
-        assert!((0..LEARNING).all(|_| draws.follows()));
-        assert!((0..10).all(|_| !draws.follows()));
+        assert!((0..LEARNING).all(|_| draws.may_ask() && draws.follows()));
+        assert!((0..10).all(|_| !draws.follows() && !draws.may_ask()));
         // A catalog that cannot be read counts until it can.
         draws.read(None);
-        assert!(draws.follows());
+        assert!(draws.follows() && draws.may_ask());
         draws.read(Some(false));
         assert!(!draws.follows());
         draws.read(Some(true));
         draws.read(Some(false));
-        assert!(draws.follows() && draws.is_asked());
+        assert!(draws.follows() && draws.may_ask() && draws.is_asked());
     }
 }

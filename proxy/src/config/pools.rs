@@ -28,6 +28,17 @@ impl PoolMode {
     }
 }
 
+/// What becomes of what a session has drawn from sequences, as `currval` and `lastval` tell it, when its transaction is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SequenceValues {
+    /// It stays with the connection until another session writes there.
+    #[default]
+    Discard,
+    /// It stays with the session, which stays on its server.
+    Pin,
+}
+
 /// `[proxy.pools]` as typed: what holds unless the database or the user says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -68,6 +79,10 @@ pub struct Raw {
     /// that has one stays on its server for as long as it lasts. Lower case; `name.*` means all of that prefix. Default
     /// none: settings follow their session.
     pub pin_settings: Vec<String>,
+    /// What `currval` and `lastval` tell behind the transaction that drew: `discard` (55000 once another session has written
+    /// on that connection) or `pin` (its own: who may have drawn stays on its server until DISCARD ALL, in databases where
+    /// such values are asked for). Default `discard`: to pin who writes takes a server for each such client.
+    pub sequence_values: SequenceValues,
 }
 
 impl Raw {
@@ -94,6 +109,7 @@ impl Default for Raw {
             max_replication_connections: 5,
             pin_functions: Vec::new(),
             pin_settings: Vec::new(),
+            sequence_values: SequenceValues::Discard,
         }
     }
 }
@@ -124,6 +140,9 @@ pub struct Database {
     /// As `proxy.query_wait_timeout`. A user's own comes first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub query_wait_timeout: Option<Span>,
+    /// As in `[proxy.pools]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence_values: Option<SequenceValues>,
     /// As `proxy.pools.max_db_connections`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_db_connections: Option<usize>,
@@ -282,6 +301,15 @@ mod tests {
         {
             assert_eq!(raw.is_pinning(name), pins, "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_drawn_is_kept_nowhere_unless_that_is_asked_for() {
+        assert_eq!(Raw::default().sequence_values, SequenceValues::Discard);
+        let own: Database = serde_json::from_str(r#"{"sequence_values": "pin"}"#).expect("a database");
+        assert_eq!(own.sequence_values, Some(SequenceValues::Pin));
+        let wrong = serde_json::from_str::<Raw>(r#"{"sequence_values": "pinned"}"#).expect_err("no such value");
+        assert!(wrong.to_string().contains("expected `discard` or `pin`"), "{wrong}");
     }
 
     #[test]

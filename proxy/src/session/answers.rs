@@ -426,6 +426,7 @@ impl Session {
         if self.mode != PoolMode::Transaction {
             return;
         }
+        self.settle_draws();
         self.count_pins(self.pins);
         if self.pins.is_empty() && !self.tracking.stuck {
             self.give_back(now);

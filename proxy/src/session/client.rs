@@ -486,6 +486,7 @@ impl Drop for Session {
 
 impl Session {
     fn leave(&mut self) {
+        self.leave_draws();
         self.w.places.borrow_mut().leave(self.place);
         self.w.patrons.leave(&self.identity);
         self.w.shared.keyring.leave(&self.identity, &self.credentials);

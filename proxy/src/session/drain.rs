@@ -51,6 +51,7 @@ struct Drained {
 impl Session {
     /// The client has gone and left its server in the middle of something: somebody else sees to it.
     pub(super) fn abandon_server(&mut self) {
+        self.leave_draws();
         let idle = !self.relay.busy() && self.relay.status == TxStatus::Idle && self.to_server.is_empty();
         // Settings are discarded; what else the server keeps for a pin may be more than can be, and half a message cannot
         // be completed.

@@ -3,10 +3,12 @@
 //! A server keeps the values for whoever asks on that connection. So where anybody in the database asks at all, the first
 //! of a session's writes on a connection discards what was drawn there before, in the same write and before its transaction
 //! begins. Then what is there is of the session that wrote last. Who asks elsewhere than where it wrote last is told
-//! that there is nothing (55000).
+//! that there is nothing (55000). With `sequence_values = "pin"` who may have drawn stays there, so that it has its own. That
+//! binds nobody who asks for nothing: when its server is lost, or its client leaves, nothing is lost but the value.
 
 use crate::catalog::draws::Draws as Asking;
 use crate::config::PoolMode;
+use crate::config::pools::SequenceValues;
 use crate::session::batch::Unit;
 use crate::session::client::Session;
 use crate::session::relay::DISCARD;
@@ -23,8 +25,10 @@ use std::sync::Arc;
 pub(super) struct Draws {
     /// The number of the run of writes on one server in which that was; 0 when there is none.
     pub run: u64,
-    /// It has written since it has the server that it has.
-    pub here: bool,
+    /// What it has written in that run has drawn, by its words.
+    known: bool,
+    /// It is bound to its server since it may have drawn there, and not since it has asked.
+    kept: bool,
     /// Whether anybody in its database asks.
     asking: OnceCell<Arc<Asking>>,
 }
@@ -32,6 +36,19 @@ pub(super) struct Draws {
 /// Is what was drawn there not, or not only, of this session's last run?
 fn is_foreign(meta: &Meta, draws: &Draws) -> bool {
     meta.drew != 0 && (meta.drew != draws.run || meta.drew_before)
+}
+
+/// So much of a text is looked at for what draws.
+const LOOKED_AT: usize = 256;
+
+/// Is this known to draw, by its words? What executes what was prepared before shows none.
+fn draws_by_its_words(input: &[u8]) -> bool {
+    let words: [&[u8]; 4] = [b"insert", b"nextval", b"copy", b"merge"];
+    let text = &input[..input.len().min(LOOKED_AT)];
+    let begins = |at: &usize| matches!(text[*at] | 0x20, b'i' | b'n' | b'c' | b'm');
+    (0..text.len()).filter(begins).any(|at| {
+        words.iter().any(|word| text.get(at..at + word.len()).is_some_and(|here| here.eq_ignore_ascii_case(word)))
+    })
 }
 
 impl Session {
@@ -87,26 +104,58 @@ impl Session {
     pub(super) fn note_draws(&mut self, input: &[u8], unit: &Unit, discarded: bool) {
         if discarded {
             self.begin_draws(false);
-        } else if self.may_draw(input, unit) {
-            self.draw();
+        }
+        if (!discarded || self.values() == SequenceValues::Pin) && self.may_draw(input, unit) {
+            self.draw(&input[..unit.len]);
         }
     }
 
     /// What more than reads was sent to the primary: it may have drawn from sequences there.
-    fn draw(&mut self) {
-        let Some(server) = &mut self.server else { return };
+    fn draw(&mut self, input: &[u8]) {
+        let Some(server) = &self.server else { return };
         if server.meta.drew == 0 || server.meta.drew != self.draws.run {
             let before = server.meta.drew != 0;
             self.begin_draws(before);
         }
-        self.draws.here = true;
+        let before = self.server.as_ref().is_some_and(|server| server.meta.drew_before);
+        // Without others before it, all that is there is its own.
+        self.draws.known |= before && !self.draws.known && draws_by_its_words(input);
+        let keeps = self.mode == PoolMode::Transaction
+            && !(self.read_only || self.pins.has(PinReason::Sequence))
+            && (!before || self.draws.known)
+            && self.values() == SequenceValues::Pin;
+        if keeps && self.asking().follows() {
+            self.pins.add(PinReason::Sequence);
+            self.draws.kept = true;
+        }
+    }
+
+    /// What becomes of what it draws.
+    fn values(&self) -> SequenceValues {
+        let pools = &self.w.config().pools;
+        let own = pools.databases.get(&self.identity.database).and_then(|database| database.sequence_values);
+        own.unwrap_or(pools.defaults.sequence_values)
+    }
+
+    /// What it has drawn, and not asked for, is no reason to stay any more.
+    pub(super) fn leave_draws(&mut self) {
+        if std::mem::take(&mut self.draws.kept) {
+            self.pins.remove(PinReason::Sequence);
+        }
+    }
+
+    /// A transaction is over: is what it has drawn still a reason to stay?
+    pub(super) fn settle_draws(&mut self) {
+        if self.draws.kept && !(self.values() == SequenceValues::Pin && self.asking().may_ask()) {
+            self.leave_draws();
+        }
     }
 
     /// From now on it is the session that draws there; others, or itself, may have done so `before`.
     pub(super) fn begin_draws(&mut self, before: bool) {
         let run = self.w.texts.borrow_mut().fresh_id();
         if let Some(server) = &mut self.server {
-            (self.draws.run, self.draws.here) = (run, true);
+            (self.draws.run, self.draws.known) = (run, false);
             (server.meta.drew, server.meta.drew_before) = (run, before);
         }
     }
@@ -119,11 +168,11 @@ impl Session {
         }
         let followed = self.asking().follows();
         self.asking().ask();
+        self.draws.kept = false;
         let asks = !self.pins.has(PinReason::Sequence) && self.mode == PoolMode::Transaction;
         let Some(server) = self.server.as_ref().filter(|_| asks) else { return false };
-        // Where nothing was discarded, as nobody has asked before: who has written in this very transaction has hardly done so
-        // without drawing what it asks for.
-        let own = !followed && self.draws.here && server.meta.drew == self.draws.run;
+        // Where nothing was discarded, as nobody has asked before: who is known to have drawn since asks for that.
+        let own = !followed && self.draws.known && server.meta.drew == self.draws.run;
         if own || !is_foreign(&server.meta, &self.draws) {
             return false;
         }
@@ -135,5 +184,22 @@ impl Session {
             self.send_hidden(DISCARD);
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_draws_by_its_words_is_found_at_any_place_near_the_beginning() {
+        for text in
+            ["Insert into t values (1)", "with x as (select 1) INSERT", "select nextval('s')", "copy t from stdin"]
+        {
+            assert!(draws_by_its_words(text.as_bytes()), "{text}");
+        }
+        for text in ["", "update t set i = 1", "delete from t", "select 1", "inser", "lock table t"] {
+            assert!(!draws_by_its_words(text.as_bytes()), "{text}");
+        }
     }
 }

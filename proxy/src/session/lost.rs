@@ -91,6 +91,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         s.waiting_since = None;
     }
     let (unheard, listened) = (s.tracking.asks_channels(), s.tracking.listened);
+    s.leave_draws();
     s.tracking.lose(&mut s.pins, undone);
     s.parse_key = s.shared_key();
     s.statements.apart = false;
@@ -298,6 +299,7 @@ pub(super) fn leave(s: &mut Session) {
     s.rescan = true;
     s.set_busy(None);
     let unheard = s.tracking.asks_channels();
+    s.leave_draws();
     s.tracking.lose(&mut s.pins, true);
     if unheard {
         s.tracking.channels.clear();

@@ -195,7 +195,7 @@ impl Session {
         let node = self.w.count_in_use(&server.meta, true);
         self.tally.add(Counter::Assignments, 1);
         self.relay.standby = server.meta.role == Role::Standby;
-        (self.reason, self.draws.here) = (label, false);
+        self.reason = label;
         (self.server, self.pool) = (Some(server), Some(pool));
         (self.server_dry, self.server_wakes) = (false, false);
         // Nothing that another one has said is of this one.

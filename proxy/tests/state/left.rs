@@ -3,6 +3,7 @@
 
 use super::common::raw::{Raw, block, flush, ok, run, sync, two_servers, value};
 use super::common::{Cluster, PASSWORD, wait_for};
+use proxy::config::pools::{Database, SequenceValues};
 
 fn pins(c: &Cluster) -> f64 {
     c.counter("pgtenure_proxy_pinned_sessions")
@@ -92,14 +93,69 @@ fn a_block_takes_its_snapshot_where_its_client_wants_it_to() {
     }
 }
 
+/// Who may have drawn stays where that is kept, if it is wanted, and until it discards that.
+#[test]
+fn what_a_session_has_drawn_is_its_own_where_that_pins() {
+    let c = Cluster::start(0, |raw| {
+        raw.workers = 1;
+        raw.pool_size = 2;
+        raw.pools.sequence_values = SequenceValues::Pin;
+        let own = Database { sequence_values: Some(SequenceValues::Discard), ..Database::default() };
+        raw.databases.insert("app_discards".to_owned(), Database { dbname: Some("app".to_owned()), ..own });
+    });
+    c.nodes[0].psql("create table drawn(id serial primary key, n int); grant all on drawn, drawn_id_seq to app");
+    let insert = "insert into drawn default values returning id";
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    // What was drawn before on the same connection is not its own, though it stays there.
+    let _ = value(&mut Raw::login(c.port, &[]), insert);
+    wait_for("its end", || (pins(&c) == 0.0).then_some(()));
+    ok(&mut a, "update drawn set n = 1");
+    let seen = a.query("select lastval()");
+    assert!(seen.contains(&"E 55000".to_owned()), "{seen:?}");
+    ok(&mut a, "discard all");
+    wait_for("nothing to keep it", || (pins(&c) == 0.0).then_some(()));
+    for ask in ["select lastval()", "select currval('drawn_id_seq')"] {
+        // Alone, in a block, and behind what its session has asked for before.
+        let own = value(&mut a, insert);
+        ok(&mut b, "begin");
+        let other = value(&mut b, insert);
+        ok(&mut b, "commit");
+        wait_for("both to stay", || (pins(&c) == 2.0).then_some(()));
+        assert_eq!(value(&mut a, ask), own, "{ask}");
+        assert_eq!(value(&mut b, ask), other, "{ask}");
+    }
+    for client in [&mut a, &mut b] {
+        ok(client, "discard all");
+        let seen = client.query("select lastval()");
+        assert!(seen.contains(&"E 55000".to_owned()), "{seen:?}");
+        ok(client, "discard all");
+    }
+    wait_for("nothing to keep them", || (pins(&c) == 0.0).then_some(()));
+    // A server that was kept for a value that nobody has asked for serves on when its client has gone.
+    let own = value(&mut a, "insert into drawn default values returning pg_backend_pid()");
+    let mut other = block(&c);
+    drop(a);
+    wait_for("its end", || (pins(&c) == 0.0).then_some(()));
+    let pid = |client: &mut Raw| value(client, "select pg_backend_pid() where txid_current() > 0");
+    assert!([pid(&mut other), pid(&mut b)].contains(&own));
+    ok(&mut other, "commit");
+    ok(&mut other, "discard all");
+    // Where it is not wanted nobody stays.
+    let mut third = Raw::login(c.port, &[("database", "app_discards")]);
+    ok(&mut b, "discard all");
+    let _ = value(&mut third, insert);
+    wait_for("nothing to keep it", || (pins(&c) == 0.0).then_some(()));
+}
+
 /// Where nobody has asked for a long time nothing is discarded until somebody does.
 #[test]
 fn who_asks_for_the_first_time_is_not_told_what_another_has_drawn_either() {
     let c = two_servers();
     c.nodes[0].psql("create database second owner app");
+    c.nodes[0].psql("create database third owner app");
     c.nodes[0].psql("grant create on schema public to app");
     let (update, insert) = ("update drawn set n = 1 where id = 1", "insert into drawn default values");
-    for (database, asks_in_block) in [("app", false), ("second", true)] {
+    for (database, asks_in_block) in [("app", None), ("second", Some(insert)), ("third", Some(update))] {
         let login = || Raw::login(c.port, &[("database", database)]);
         let (mut a, mut b) = (login(), login());
         ok(&mut a, "create table drawn(id serial primary key, n int)");
@@ -107,7 +163,14 @@ fn who_asks_for_the_first_time_is_not_told_what_another_has_drawn_either() {
             ok(&mut a, update);
             ok(&mut b, insert);
         }
-        if asks_in_block {
+        if asks_in_block == Some(update) {
+            // It is not known to have drawn there.
+            ok(&mut a, "begin");
+            ok(&mut a, update);
+            let seen = a.query("select lastval()");
+            assert!(seen.contains(&"E 55000".to_owned()), "{seen:?}");
+            ok(&mut a, "rollback");
+        } else if asks_in_block.is_some() {
             // There nobody comes between.
             ok(&mut a, "begin");
             let own = value(&mut a, &format!("{insert} returning id"));
