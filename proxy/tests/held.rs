@@ -5,6 +5,7 @@ mod common;
 
 use common::raw::{Raw, words};
 use common::{Cluster, wait_for};
+use proxy::console::tally::Counter;
 use proxy::wire::frontend::write_query;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -185,6 +186,31 @@ fn a_worker_rests_while_a_server_does_not_read() {
     client.send(b"c\0\0\0\x04");
     let rows = written.load(Ordering::SeqCst);
     assert_eq!(words(&client.until_ready()), format!("C COPY {rows} | Z I"));
+    what_is_lost_half_sent_is_not_done_again(&c, client, pid);
+}
+
+/// Its server reads no more and is killed, with more on its way than there is room for.
+fn what_is_lost_half_sent_is_not_done_again(c: &Cluster, mut client: Raw, pid: nix::unistd::Pid) {
+    const LENGTH: usize = 40 << 20;
+    let before = c.tally(Counter::Received);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let mut stream = client.stream.try_clone().unwrap();
+    let writer = std::thread::spawn(move || {
+        let mut out = Vec::with_capacity(LENGTH + 100);
+        write_query(&mut out, &format!("insert into rows values ('half {}')", "y".repeat(LENGTH)));
+        stream.write_all(&out).unwrap();
+    });
+    wait_for("a part of it to be on its way", || (c.tally(Counter::Received) - before > 1 << 20).then_some(()));
+    assert!(c.tally(Counter::Received) - before < LENGTH as u64, "there is room for all of it");
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(words(&client.until_ready()), "E 08007 | Z I");
+    writer.join().unwrap();
+    // PostgreSQL starts anew meanwhile.
+    wait_for("the rows to be counted", || {
+        let found = client.query("select count(*) from rows where a like 'half%'");
+        (words(&found) == "T | D 0 | C SELECT 1 | Z I").then_some(())
+    });
+    assert_eq!(words(&client.query("insert into rows values ('whole')")), "C INSERT 0 1 | Z I");
 }
 
 /// How often the first worker's thread has gone to sleep.
