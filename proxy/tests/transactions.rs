@@ -123,6 +123,7 @@ fn a_read_only_block_is_served_by_one_standby() {
     assert_eq!(value(&mut b, "select count(*) from t"), "6");
     assert_eq!(words(&ok(&mut b, "commit prepared 'two'")), "C COMMIT PREPARED | Z I");
     assert_eq!(value(&mut b, "select count(*) from t"), "7");
+    parts_of_one_dump_see_the_same(&cluster, [&mut a, &mut b]);
     // In one that goes on at the primary after all nobody is told what another one has drawn there, but what it has itself.
     cluster.nodes[0].psql("create sequence s; grant all on s to app");
     for draws in [false, true] {
@@ -138,6 +139,32 @@ fn a_read_only_block_is_served_by_one_standby() {
         ok(&mut a, "discard all");
         settle(&mut a);
     }
+}
+
+/// As pg_dump -j: what one block has exported is known where it did so, and nowhere else. pg_dump itself does it, too.
+fn parts_of_one_dump_see_the_same(cluster: &Cluster, [first, second]: [&mut Raw; 2]) {
+    const MODES: &str = "set transaction isolation level repeatable read, read only";
+    settle(first);
+    settle(second);
+    for sql in ["begin", MODES] {
+        ok(first, sql);
+    }
+    let snapshot = value(first, "select pg_catalog.pg_export_snapshot()");
+    let seen = value(first, "select count(*) from t");
+    cluster.nodes[0].psql("insert into t values (8)");
+    for sql in ["begin", MODES, &format!("set transaction snapshot '{snapshot}'")] {
+        ok(second, sql);
+    }
+    assert_eq!(value(second, "select count(*) from t"), seen, "the other block's snapshot");
+    for client in [first, second] {
+        ok(client, "commit");
+        assert_ne!(value(client, "select count(*) from t"), seen);
+    }
+    let parent = tempfile::tempdir().expect("a directory");
+    let mut dump = cluster.client("pg_dump");
+    dump.args(["-Fd", "-j2", "-t", "t", "-f"]).arg(parent.path().join("dump"));
+    let output = dump.output().expect("pg_dump can be started");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// What a block sets first does not keep it where the rest of it cannot be.
@@ -338,6 +365,21 @@ fn a_block_that_turns_out_to_need_the_primary_is_moved_before_its_first_answer()
         ok(&mut a, "rollback");
         (cluster.counter("pgtenure_proxy_retries_total") > refused).then_some(())
     });
+    // What is now is when it began: where it has read, or where it had to begin again.
+    for (what, node, moved) in [("abs(1)", "n2 n3", "f"), ("loud()", "n1", "t")] {
+        wait_for(&format!("a block that calls {what}"), || {
+            settle(&mut a);
+            ok(&mut a, "begin read only");
+            let later = cluster.nodes[0].psql("select clock_timestamp()");
+            let ask = format!("select {here}, now() > '{later}', now(), {what} from t limit 1");
+            let answer = value(&mut a, &ask);
+            let [at, after, day, time, _] = answer.split(' ').collect::<Vec<_>>()[..] else { panic!("{answer}") };
+            let again = value(&mut a, "select now()");
+            assert_eq!(again, format!("{day} {time}"), "as long as it lasts");
+            ok(&mut a, "commit");
+            (node.contains(at) && after == moved).then_some(())
+        });
+    }
     // Later it stays, and is told what cannot be.
     for lock in ["select pg_try_advisory_lock(1)", "execute l"] {
         wait_for("a block at a standby", || {
