@@ -19,6 +19,8 @@ use proxy::pool::{Order, Scope};
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::write_startup;
 use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
@@ -258,7 +260,10 @@ fn an_alias_has_its_own_limits_and_leads_to_its_database() {
 
 #[test]
 fn pause_waits_for_transactions_and_holds_what_comes() {
-    let c = Cluster::start(0, |_| {});
+    let c = Cluster::start(0, |raw| {
+        let own = Database { dbname: Some("app".into()), pool_mode: Some(PoolMode::Session), ..Database::default() };
+        raw.databases.insert("own".into(), own);
+    });
     let mut busy = Raw::login(c.port, &[]);
     let mut idle = Raw::login(c.port, &[]);
     idle.query("create table t(a int)");
@@ -282,6 +287,16 @@ fn pause_waits_for_transactions_and_holds_what_comes() {
     order(&c, Order::Resume, app(), LIMIT).unwrap();
     assert_eq!(words(&idle.until_ready()), "T | D 1 | C SELECT 1 | Z I");
     assert!(matches!(order(&c, Order::Resume, app(), LIMIT).unwrap_err(), OrderError::Refused(_)));
+    // By session it waits for clients to leave, which keep their servers until then: a pause in vain costs them nothing.
+    let own = || Scope::Database("own".into());
+    let mut keeps = Raw::login(c.port, &[("database", "own")]);
+    let pid = words(&keeps.query("select pg_backend_pid()"));
+    let error = order(&c, Order::Pause, own(), SHORT).unwrap_err();
+    assert!(matches!(error, OrderError::StillInUse { servers: 1, .. }), "{error}");
+    assert_eq!(words(&keeps.query("select pg_backend_pid()")), pid);
+    drop(keeps);
+    order(&c, Order::Pause, own(), LIMIT).unwrap();
+    order(&c, Order::Resume, own(), LIMIT).unwrap();
 }
 
 #[test]
@@ -468,7 +483,10 @@ fn a_login_that_nobody_waits_for_is_not_tried_again_and_again() {
 
 #[test]
 fn connections_are_made_while_a_new_primary_is_not_open_yet() {
-    let c = Cluster::start(1, |_| {});
+    let c = Cluster::start(1, |raw| {
+        raw.pool_size = 50;
+        (raw.connect_timeout, raw.login_timeout) = (Span::secs(60), Span::secs(60));
+    });
     let mut clients: Vec<Raw> = (0..3).map(|_| Raw::login(c.port, &[])).collect();
     for client in &mut clients {
         assert_eq!(words(&client.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
@@ -496,6 +514,38 @@ fn connections_are_made_while_a_new_primary_is_not_open_yet() {
     let answer = words(&clients[0].until_ready());
     let pid = answer.split(" | ").find_map(|frame| frame.strip_prefix("D ")).expect("the pid").to_owned();
     assert!(made.contains(&pid), "{answer} is none of {made:?}");
+    // However many wait, a server that is slow to begin is asked for so many at a time.
+    const AT_ONCE: usize = 2 * 8;
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    std::thread::spawn(move || {
+        for mut stream in silent.incoming().map_while(Result::ok) {
+            let count = count.clone();
+            std::thread::spawn(move || {
+                // Nothing is answered. Who else looks at the primary is sent away.
+                let mut startup = [0; 1024];
+                let length = stream.read(&mut startup).unwrap_or(0);
+                if startup[..length].windows(9).any(|w| w == b"user\0app\0") {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    let _ = std::io::copy(&mut stream, &mut std::io::sink());
+                }
+            });
+        }
+    });
+    clients.extend((0..2 * AT_ONCE).map(|_| Raw::login(c.port, &[])));
+    c.publish(|t| {
+        t.term = t.term.next();
+        t.primary.as_mut().expect("n2").postgres.port = port;
+    });
+    for client in &mut clients[3..] {
+        client.write(|out| write_query(out, "select 1"));
+    }
+    wait_until_waiting(&c, 2 * AT_ONCE as u64);
+    wait_for("connections to be asked for", || (asked.load(Ordering::SeqCst) >= AT_ONCE).then_some(()));
+    std::thread::sleep(SHORT);
+    assert_eq!(asked.load(Ordering::SeqCst), AT_ONCE);
 }
 
 #[test]

@@ -271,6 +271,36 @@ fn sessions_with_one_role_keep_it_though_one_is_known_to_be_who_it_logged_in_as(
         assert_eq!(value(&mut a, "select current_user"), "worker");
         assert_eq!(value(&mut b, "select current_user"), "worker");
     }
+    // What each is told of who it is, is what its own server would tell, though they share this one.
+    c.nodes[0].psql("create role boss superuser; grant boss to app");
+    let mut direct = Raw::login(c.nodes[0].port, &[]);
+    ok(&mut direct, "set role worker");
+    for sql in [
+        "set role boss",
+        "select current_user",
+        "set role worker",
+        "select current_user",
+        "begin; set role boss",
+        "rollback",
+        "begin; set role boss",
+        "savepoint s",
+        "set role worker",
+        "rollback to s",
+        "set session authorization default",
+        "commit",
+        "set role boss",
+        "begin; reset role; rollback",
+        "set session authorization app",
+        "set role boss",
+        "discard all",
+        "select current_user",
+    ] {
+        let (told, want) = (a.query(sql), direct.query(sql));
+        assert_eq!(told, want, "{sql}");
+        if told.last().is_some_and(|ready| ready == "Z I") {
+            assert_eq!(ok(&mut b, "select current_user"), ["T", "D worker", "C SELECT 1", "Z I"], "behind {sql}");
+        }
+    }
 }
 
 #[test]
@@ -689,6 +719,18 @@ fn later_sessions_have_the_defaults_that_were_altered() {
     wait_for("new sessions to have the role's setting", || (seen("work_mem") == "7MB").then_some(()));
     ok(&mut a, "alter database app set timezone = 'Asia/Tokyo'");
     wait_for("new sessions to have the database's setting", || (seen("timezone") == "Asia/Tokyo").then_some(()));
+    // It reaches those that live, too, which are told, but for what they have set themselves.
+    let mut told = ok(&mut a, "alter role app set lock_timeout = '9s'");
+    wait_for("new sessions to have that", || (seen("lock_timeout") == "9s").then_some(()));
+    wait_for("the living session to have the rest", || {
+        let answer = ok(&mut a, "select current_setting('work_mem'), current_setting('timezone')");
+        let there = answer.contains(&"D 7MB Asia/Tokyo".to_owned());
+        told.extend(answer);
+        there.then_some(())
+    });
+    told.retain(|s| s.starts_with("S "));
+    assert_eq!(told, ["S TimeZone=Asia/Tokyo"], "once");
+    assert_eq!(value(&mut a, "show lock_timeout"), "3s");
     // By somebody else.
     c.nodes[0].psql("alter role app reset work_mem");
     wait_for("new sessions to have the server's setting", || (seen("work_mem") == "4MB").then_some(()));
