@@ -29,7 +29,8 @@ fn main() -> ExitCode {
     let mode = std::env::var("STALENESS_MODE").ok().filter(|v| !v.is_empty()).unwrap_or_else(|| "all".to_owned());
     println!("{reads} reads per mode within {seconds} s, seed {seed}, mode {mode}");
     let asks = std::env::var("STALENESS_COMMIT_LSN").is_ok_and(|how| how == "ask");
-    let mut cluster = cluster(if asks { "reads = { commit_lsn = \"ask\" }\n" } else { "" });
+    let mut cluster =
+        cluster(if asks { "reads = { hints = true, commit_lsn = \"ask\" }\n" } else { "reads = { hints = true }\n" });
     let (reads, limit) = (reads.to_string(), seconds.to_string());
     // Waiting for a standby keeps sessions from staying at the primary for good: they hardly ever pause.
     let readers = setting("STALENESS_READERS", 24).to_string();

@@ -16,7 +16,7 @@ fn mode<'r>(verdict: &'r Verdict, name: &str) -> &'r Value {
 #[test]
 fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
     let _turn = one_at_a_time();
-    let mut cluster = cluster("");
+    let mut cluster = cluster("reads = { hints = true }\n");
     let mut verify = Verify::start(&cluster, &["--seconds", "30", "--standby-wait", "500ms"]);
     let mut faults = Faults::new(1);
     while !verify.has_ended() {
@@ -29,6 +29,11 @@ fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
         let mode = mode(&verdict, name);
         let (reads, by_standbys) = (mode["reads"].as_u64().unwrap_or(0), mode["by_standbys"].as_u64().unwrap_or(0));
         assert!(reads > 50 && by_standbys > 20, "too little was checked: {mode}");
+        for way in ["hinted", "pipelined", "with_token"] {
+            let of = &mode["ways"][way];
+            let (reads, by_standbys) = (of["reads"].as_u64().unwrap_or(0), of["by_standbys"].as_u64().unwrap_or(0));
+            assert!(reads > 4 && by_standbys > 0, "too little was {way}: {mode}");
+        }
         // What the promise costs is told.
         assert!(mode["added"]["p50_ms"].is_f64() && mode["added"]["p99_ms"].is_f64(), "nothing is told of it: {mode}");
     }
@@ -59,7 +64,11 @@ fn a_weaker_promise_breaks_every_stronger_one() {
             assert!(found[*broken].as_u64().is_some_and(|n| n > 0), "{name} shows no {broken}: {found}");
         }
         assert_eq!(found["impossible"], Value::Null, "{name}");
+        // A position asked for holds whatever else is.
+        assert_eq!(found["behind_token"], Value::Null, "{name}");
+        assert_eq!(mode(&verdict, name)["ways"]["hinted"], Value::Null, "nobody reads comments");
     }
+    assert_eq!(verdict.report["hints_off"].as_array().map(Vec::len), Some(2), "{:#}", verdict.report);
     // The first may come before there is the table, and name nobody.
     let told = verdict.report["violations"].as_array().expect("a list");
     assert!(told.iter().any(|v| v["read"]["node"] == standbys[0]), "the late standby is named: {told:#?}");

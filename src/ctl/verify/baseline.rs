@@ -4,7 +4,7 @@
 use super::ground::{Endpoint, PATIENCE};
 use super::reader::{self, PAUSE};
 use super::run::Run;
-use cluster::Clock;
+use cluster::{Clock, Instant};
 use std::rc::Rc;
 
 /// Most sessions of them: each is as one of the readers of a mode.
@@ -33,16 +33,16 @@ impl Baseline {
                 continue;
             };
             while !run.is_over() && !client.is_closed() {
-                let (style, begun_at) = (reader::style(self.index, reads), Clock.now());
-                let asked = tokio::time::timeout(PATIENCE, reader::ask(&client, &read, style)).await;
-                let took = Clock.now().since(begun_at);
+                let (style, begun_at) = (reader::style(self.index, reads, false), Clock.now());
+                let asked = tokio::time::timeout(PATIENCE, reader::ask(&client, &read, style, "")).await;
+                let answered: Vec<Instant> = asked.iter().flatten().flatten().map(|(_, answered)| *answered).collect();
                 let ended = match asked {
                     Ok(Ok(_)) => tokio::time::timeout(PATIENCE, reader::end(&client, style)).await,
                     Ok(Err(error)) => Ok(Err(error)),
                     Err(elapsed) => Err(elapsed),
                 };
                 match ended {
-                    Ok(Ok(())) => run.read_unpromised(took),
+                    Ok(Ok(())) => answered.iter().for_each(|at| run.read_unpromised(at.since(begun_at))),
                     Ok(Err(_)) => drop(tokio::time::timeout(PATIENCE, client.batch_execute("rollback")).await),
                     // What comes of it belongs to nothing any more.
                     Err(_) => break,

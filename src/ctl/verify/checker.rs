@@ -66,6 +66,8 @@ pub enum Broken {
     OwnWrite,
     /// It misses what the session had already read.
     WentBack,
+    /// It misses what is covered by the token that the session holds.
+    BehindToken,
     /// It shows what was refused or never sent.
     Impossible,
 }
@@ -78,6 +80,7 @@ impl Broken {
             Self::NotGlobal => "not_global",
             Self::OwnWrite => "own_write",
             Self::WentBack => "went_back",
+            Self::BehindToken => "behind_token",
             Self::Impossible => "impossible",
         }
     }
@@ -106,12 +109,28 @@ pub struct Session {
     mode: Mode,
     own: Option<usize>,
     seen: Vec<i64>,
+    token: Option<Vec<i64>>,
 }
 
 impl Session {
     /// A session that has read nothing; `own` is the register that it writes itself.
     pub fn new(mode: Mode, own: Option<usize>) -> Self {
-        Self { mode, own, seen: Vec::new() }
+        Self { mode, own, seen: Vec::new(), token: None }
+    }
+
+    /// From now on it asks for what a token covers that [`Checker::covered`] said this of, instead of an earlier one's.
+    pub fn take(&mut self, covered: Vec<i64>) {
+        self.token = Some(covered);
+    }
+
+    /// It asks for what no token covers any more.
+    pub fn put_away(&mut self) {
+        self.token = None;
+    }
+
+    /// Does it hold one?
+    pub fn holds_token(&self) -> bool {
+        self.token.is_some()
     }
 }
 
@@ -121,6 +140,7 @@ pub struct Begun {
     at: Instant,
     owed: Vec<Owed>,
     own: Option<i64>,
+    token: Option<Vec<i64>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -211,7 +231,19 @@ impl Checker {
             Mode::Session | Mode::Global => session.own.map(|own| self.registers[own].owed(now).n),
             Mode::Bounded | Mode::Monotonic => None,
         };
-        Begun { at: now, owed: self.registers.iter().map(|r| r.owed(until)).collect(), own }
+        let owed = self.registers.iter().map(|r| r.owed(until)).collect();
+        Begun { at: now, owed, own, token: session.token.clone() }
+    }
+
+    /// What a token covers that `session` asks for at `now`, one number per register: all that it has read, and its own
+    /// acknowledged writes.
+    pub fn covered(&self, session: &Session, now: Instant) -> Vec<i64> {
+        let mut covered = session.seen.clone();
+        covered.resize(self.registers.len(), -1);
+        if let Some(own) = session.own {
+            covered[own] = covered[own].max(self.registers[own].owed(now).n);
+        }
+        covered
     }
 
     /// It was answered with `shown`, one number per register, -1 for a row that was not there. Each promise is named
@@ -243,6 +275,9 @@ impl Checker {
             }
             if let Some(seen) = session.seen.get(i).copied().filter(|seen| session.mode != Mode::Bounded && n < *seen) {
                 add(Broken::WentBack, i, seen, None);
+            }
+            if let Some(covered) = begun.token.as_ref().and_then(|t| t.get(i)).filter(|covered| n < **covered) {
+                add(Broken::BehindToken, i, *covered, None);
             }
             let r = &mut self.registers[i];
             if n > r.sent || r.refused.contains(&n) {

@@ -1,15 +1,16 @@
 //! Readers: sessions that ask for all registers at once, in every way in which a client can read, and tell what came
 //! to the checker.
 
-use super::checker::{Begun, Mode, Session};
+use super::checker::{Begun, Mode, Outcome, Session};
 use super::ground::{Endpoint, PATIENCE, SCHEMA};
-use super::run::{Run, Shown};
+use super::run::{Run, Shown, Token};
 use super::writer::{self, Connection};
 use cluster::{Clock, Instant};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Error, Row, Statement};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Error, Row, SimpleQueryMessage, Statement};
 
 /// Before a connection that was lost is made again.
 pub(super) const PAUSE: Duration = Duration::from_millis(50);
@@ -30,12 +31,36 @@ pub(super) enum Style {
     Simple,
     Unnamed,
     ReadOnly,
+    /// What it may miss is said in a comment before it,
+    HintedSimple,
+    HintedUnnamed,
+    /// Two, of which the second is sent before the first is answered. Then the session rests: one that has always something on
+    /// its way to the primary stays there.
+    Pipelined,
 }
 
 const STYLES: [Style; 3] = [Style::Prepared, Style::Simple, Style::Unnamed];
-/// Every so many sessions one reads in READ ONLY transactions only. A block that goes to the primary would keep the other
-/// reads of its session there.
-const READ_ONLY_EACH: usize = 4;
+const HINTED: [Style; 2] = [Style::HintedSimple, Style::HintedUnnamed];
+
+/// What a session does besides, by its number among those of its mode.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    /// All its reads are hinted, and it asks for nothing itself.
+    Hinted,
+    Pipelined,
+    /// It reads in READ ONLY transactions only. A block that goes to the primary would keep its other reads there.
+    ReadOnly,
+}
+
+const KINDS: [Kind; 4] = [Kind::Plain, Kind::Hinted, Kind::Pipelined, Kind::ReadOnly];
+
+fn kind(index: usize) -> Kind {
+    KINDS[index % KINDS.len()]
+}
+
+/// Who takes other sessions' tokens takes one for the first half of so many turns.
+const TAKEN_EACH: usize = 32;
 
 /// What an endpoint refuses in a block, and PostgreSQL has nothing against.
 pub(super) const REFUSED: &str = "set local pgtenure.after = 'no position'";
@@ -43,9 +68,14 @@ pub(super) const REFUSED: &str = "set local pgtenure.after = 'no position'";
 const BROKEN_OFF_EACH: usize = 4;
 
 /// How a session sends its next read: `index` is its number among those of its mode, `reads` how many it has sent.
-pub(super) fn style(index: usize, reads: usize) -> Style {
-    let in_blocks = index % READ_ONLY_EACH == READ_ONLY_EACH - 1;
-    if in_blocks { Style::ReadOnly } else { STYLES[reads % STYLES.len()] }
+/// `hinted`: comments are read.
+pub(super) fn style(index: usize, reads: usize, hinted: bool) -> Style {
+    match kind(index) {
+        Kind::ReadOnly => Style::ReadOnly,
+        Kind::Pipelined => Style::Pipelined,
+        Kind::Hinted if hinted => HINTED[reads % HINTED.len()],
+        Kind::Hinted | Kind::Plain => STYLES[reads % STYLES.len()],
+    }
 }
 
 /// One connection after another, each a session of its own.
@@ -63,6 +93,8 @@ struct Open {
     read: Statement,
     session: Session,
     number: usize,
+    /// The comment before each of its reads; `None`: it has asked itself.
+    hint: Option<String>,
 }
 
 impl Reader {
@@ -81,46 +113,135 @@ impl Reader {
             let mut next_write = Clock.now();
             while !run.is_over() && !open.connection.client().is_closed() {
                 if let Some(own) = self.own.filter(|_| Clock.now() >= next_write) {
-                    writer::write(&run, &open.connection, own, writes).await;
+                    let outcome = writer::write(&run, &open.connection, own, writes).await;
                     writes += 1;
                     next_write = Clock.now() + run.own_write_pause();
+                    if outcome == Outcome::Acknowledged {
+                        self.hand_on(&run, &open).await;
+                    }
                 }
-                self.read(&run, &mut open, style(self.index, reads), reads).await;
+                let style = style(self.index, reads, open.hint.is_some());
+                let goes_on = self.take(&run, &mut open, reads).await && self.read(&run, &mut open, style, reads).await;
                 reads += 1;
+                if !goes_on {
+                    break;
+                }
                 tokio::time::sleep(run.read_pause()).await;
             }
         }
     }
 
     async fn open(&self, run: &Run) -> Result<Open, Error> {
-        let client = self.endpoint.connect(&run.settings(self.mode)).await?;
+        let mut hint = None;
+        let mut client = self.endpoint.connect(&run.settings(self.mode, kind(self.index) == Kind::Hinted)).await?;
+        if kind(self.index) == Kind::Hinted {
+            if reads_hints(&client).await? {
+                hint = Some(run.hint(self.mode));
+            } else {
+                run.no_hints(&self.endpoint.name);
+                client = self.endpoint.connect(&run.settings(self.mode, false)).await?;
+            }
+        }
         let connection = Connection::prepare(client).await?;
         let read = connection.client().prepare(&query()).await?;
-        Ok(Open { connection, read, session: Session::new(self.mode, self.own), number: run.next_session() })
+        Ok(Open { connection, read, session: Session::new(self.mode, self.own), number: run.next_session(), hint })
     }
 
-    async fn read(&self, run: &Run, open: &mut Open, style: Style, turn: usize) {
-        let begun_at = Clock.now();
-        let begun = run.checker.borrow().begin(&open.session, begun_at);
-        let asked = ask(open.connection.client(), &open.read, style);
-        let result = tokio::time::timeout(PATIENCE, asked).await;
-        let now = Clock.now();
-        let answer = match result {
-            Ok(Ok(answer)) => answer,
-            // Older than the table itself: nothing is there.
-            Ok(Err(error)) if older_than_the_table(&error) => Answer::default(),
+    /// Ask for a token, for others to take.
+    async fn hand_on(&self, run: &Run, open: &Open) {
+        let covered = run.checker.borrow().covered(&open.session, Clock.now());
+        let asked = open.connection.client().simple_query("show pgtenure.token");
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(messages)) => {
+                let text = messages.iter().find_map(|message| match message {
+                    SimpleQueryMessage::Row(row) => row.get(0),
+                    _ => None,
+                });
+                // Behind a failover none may be known: then it is empty.
+                if let Some(text) = text.filter(|text| !text.is_empty()) {
+                    run.hand_on(Token { text: text.to_owned(), covered, giver: open.number });
+                }
+            }
+            Ok(Err(error)) => run.read_error(self.mode, &error),
+            Err(_) => run.read_silent(self.mode),
+        }
+    }
+
+    /// Take another session's token, or put away what was taken, when it is time. False: what holds now is not known, and the
+    /// session ends.
+    async fn take(&self, run: &Run, open: &mut Open, turn: usize) -> bool {
+        let client = open.connection.client();
+        let takes = matches!(kind(self.index), Kind::Pipelined | Kind::ReadOnly);
+        let token = match (turn % TAKEN_EACH < TAKEN_EACH / 2, open.session.holds_token()) {
+            (true, false) if takes => match run.token_for(open.number) {
+                Some(token) => Some(token),
+                None => return true,
+            },
+            (false, true) => None,
+            (true, true) | (_, false) => return true,
+        };
+        let text = token.as_ref().map_or("", |token| &token.text);
+        if token.is_none() {
+            open.session.put_away();
+        }
+        let by_parameter = (turn / TAKEN_EACH).is_multiple_of(2);
+        let set = async {
+            if by_parameter {
+                let sql = "select set_config('pgtenure.after', $1, false)";
+                client.query_typed(sql, &[(&text, Type::TEXT)]).await.map(drop)
+            } else {
+                client.batch_execute(&format!("set pgtenure.after = '{}'", text.replace('\'', "''"))).await
+            }
+        };
+        match tokio::time::timeout(PATIENCE, set).await {
+            Ok(Ok(())) => {
+                if let Some(token) = token {
+                    open.session.take(token.covered.clone());
+                }
+                true
+            }
             Ok(Err(error)) => {
                 run.read_error(self.mode, &error);
-                return roll_back(open.connection.client(), style).await;
+                false
             }
-            Err(_) => return run.read_silent(self.mode),
+            Err(_) => {
+                run.read_silent(self.mode);
+                false
+            }
+        }
+    }
+
+    /// False: the session is of no use any more.
+    async fn read(&self, run: &Run, open: &mut Open, style: Style, turn: usize) -> bool {
+        let begun_at = Clock.now();
+        let begun = run.checker.borrow().begin(&open.session, begun_at);
+        let asked = ask(open.connection.client(), &open.read, style, open.hint.as_deref().unwrap_or_default());
+        let result = tokio::time::timeout(PATIENCE, asked).await;
+        let answers = match result {
+            Ok(Ok(answers)) => answers,
+            // Older than the table itself: nothing is there.
+            Ok(Err(error)) if older_than_the_table(&error) => vec![(Answer::default(), Clock.now())],
+            Ok(Err(error)) => {
+                run.read_error(self.mode, &error);
+                roll_back(open.connection.client(), style).await;
+                // A token of what was lost is refused for ever.
+                let lost = error.code() == Some(&SqlState::TRANSACTION_RESOLUTION_UNKNOWN);
+                return !(lost && open.session.holds_token());
+            }
+            Err(_) => {
+                run.read_silent(self.mode);
+                return true;
+            }
         };
         // Whatever becomes of its transaction, this was shown.
-        self.note(run, open, (&begun, begun_at, now), answer);
+        for (answer, now) in answers {
+            self.note(run, open, (&begun, begun_at, now), style, answer);
+        }
         let client = open.connection.client();
-        if turn / READ_ONLY_EACH % BROKEN_OFF_EACH == BROKEN_OFF_EACH - 1 && matches!(style, Style::ReadOnly) {
+        if turn / KINDS.len() % BROKEN_OFF_EACH == BROKEN_OFF_EACH - 1 && matches!(style, Style::ReadOnly) {
             let _ = tokio::time::timeout(PATIENCE, client.batch_execute(REFUSED)).await;
-            return roll_back(client, style).await;
+            roll_back(client, style).await;
+            return true;
         }
         match tokio::time::timeout(PATIENCE, end(client, style)).await {
             Ok(Ok(())) => {}
@@ -130,9 +251,26 @@ impl Reader {
             }
             Err(_) => run.read_silent(self.mode),
         }
+        true
     }
 
-    fn note(&self, run: &Run, open: &mut Open, (begun, at, now): (&Begun, Instant, Instant), answer: Answer) {
+    fn note(
+        &self,
+        run: &Run,
+        open: &mut Open,
+        (begun, at, now): (&Begun, Instant, Instant),
+        style: Style,
+        answer: Answer,
+    ) {
+        let mut ways = Vec::new();
+        match style {
+            Style::HintedSimple | Style::HintedUnnamed => ways.push("hinted"),
+            Style::Pipelined => ways.push("pipelined"),
+            Style::Prepared | Style::Simple | Style::Unnamed | Style::ReadOnly => {}
+        }
+        if open.session.holds_token() {
+            ways.push("with_token");
+        }
         let found = run.checker.borrow_mut().end(&mut open.session, begun, &answer.numbers);
         let shown = Shown {
             mode: self.mode,
@@ -142,8 +280,18 @@ impl Reader {
             standby: answer.standby,
             at,
             took: now.since(at),
+            ways,
         };
         run.read(&shown, &found);
+    }
+}
+
+/// Are comments read there? Then one that says nonsense of a commit is refused.
+async fn reads_hints(client: &Client) -> Result<bool, Error> {
+    match client.batch_execute("/* pgtenure: durability=nonsense */ select 1").await {
+        Ok(()) => Ok(false),
+        Err(error) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 
@@ -168,34 +316,60 @@ async fn roll_back(client: &Client, style: Style) {
 /// The end of what [`ask`] has begun.
 pub(super) async fn end(client: &Client, style: Style) -> Result<(), Error> {
     match style {
-        Style::Prepared | Style::Simple | Style::Unnamed => Ok(()),
+        Style::Prepared
+        | Style::Simple
+        | Style::Unnamed
+        | Style::HintedSimple
+        | Style::HintedUnnamed
+        | Style::Pipelined => Ok(()),
         Style::ReadOnly => client.batch_execute("commit").await,
     }
 }
 
-/// Ask; a transaction that the style has is left open.
-pub(super) async fn ask(client: &Client, read: &Statement, style: Style) -> Result<Answer, Error> {
-    match style {
-        Style::Prepared => Ok(of_row(&client.query_one(read, &[]).await?)),
-        Style::Unnamed => {
-            let rows = client.query_typed(&query(), &[]).await?;
-            Ok(rows.first().map(of_row).unwrap_or_default())
-        }
-        Style::Simple => simple(client).await,
+/// Ask; a transaction that the style has is left open. The answers in their order, and when each was there.
+pub(super) async fn ask(
+    client: &Client,
+    read: &Statement,
+    style: Style,
+    hint: &str,
+) -> Result<Vec<(Answer, Instant)>, Error> {
+    let one = match style {
+        Style::Prepared => prepared(client, read).await,
+        Style::Unnamed => unnamed(client, &query()).await,
+        Style::HintedUnnamed => unnamed(client, &format!("{hint}{}", query())).await,
+        Style::Simple => simple(client, &query()).await,
+        Style::HintedSimple => simple(client, &format!("{hint}{}", query())).await,
         Style::ReadOnly => {
             client.batch_execute("begin read only").await?;
-            simple(client).await
+            simple(client, &query()).await
         }
-    }
+        Style::Pipelined => {
+            // Each is sent when it is first polled.
+            let sql = query();
+            let (first, second) = tokio::join!(prepared(client, read), simple(client, &sql));
+            return Ok(vec![first?, second?]);
+        }
+    };
+    Ok(vec![one?])
 }
 
-async fn simple(client: &Client) -> Result<Answer, Error> {
-    for message in client.simple_query(&query()).await? {
-        if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
-            return Ok(answer([row.get(0), row.get(1), row.get(2)]));
-        }
-    }
-    Ok(Answer::default())
+async fn prepared(client: &Client, read: &Statement) -> Result<(Answer, Instant), Error> {
+    let row = client.query_one(read, &[]).await?;
+    Ok((of_row(&row), Clock.now()))
+}
+
+async fn unnamed(client: &Client, sql: &str) -> Result<(Answer, Instant), Error> {
+    let rows = client.query_typed(sql, &[]).await?;
+    Ok((rows.first().map(of_row).unwrap_or_default(), Clock.now()))
+}
+
+async fn simple(client: &Client, sql: &str) -> Result<(Answer, Instant), Error> {
+    let messages = client.simple_query(sql).await?;
+    let found = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(answer([row.get(0), row.get(1), row.get(2)])),
+        _ => None,
+    });
+    Ok((found.unwrap_or_default(), Clock.now()))
 }
 
 fn of_row(row: &Row) -> Answer {

@@ -6,6 +6,7 @@ use super::run::{Example, Result, Tally};
 use super::spread::Spread;
 use crate::ctl::table::Table;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 impl Result {
@@ -34,6 +35,16 @@ impl Result {
         })
     }
 
+    /// The rarer ways of all modes.
+    fn ways(&self) -> BTreeMap<&'static str, (u64, u64)> {
+        let mut ways: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
+        for (way, (reads, by_standbys)) in self.tallies.values().flat_map(|t| &t.ways) {
+            let sum = ways.entry(way).or_default();
+            *sum = (sum.0 + reads, sum.1 + by_standbys);
+        }
+        ways
+    }
+
     /// As JSON.
     pub(super) fn json(&self, reads: Option<u64>) -> Value {
         json!({
@@ -48,6 +59,7 @@ impl Result {
                 "errors": self.writes.errors,
             },
             "shown_and_refused": self.shown_and_refused,
+            "hints_off": self.hints_off,
             "unpromised": {
                 "reads": self.unpromised.count(),
                 "p50_ms": ms(self.unpromised.quantile(0.5)),
@@ -100,6 +112,12 @@ impl Result {
             w.in_doubt,
             self.took.as_secs_f64()
         );
+        for (way, (reads, by_standbys)) in self.ways() {
+            text += &format!("{way}: {reads} reads, {by_standbys} by standbys\n");
+        }
+        for endpoint in &self.hints_off {
+            text += &format!("{endpoint} reads no comments (proxy.reads.hints): none were checked there\n");
+        }
         if !self.examples.is_empty() {
             text += "\n";
         }
@@ -151,6 +169,9 @@ fn of_mode(mode: Mode, t: &Tally, unpromised: &Spread) -> Value {
         "all": times(&all),
         "added": { "p50_ms": added(&all, unpromised, 0.5), "p99_ms": added(&all, unpromised, 0.99) },
         "violations": t.violations,
+        "ways": t.ways.iter().map(|(way, (reads, by_standbys))| {
+            ((*way).to_owned(), json!({ "reads": reads, "by_standbys": by_standbys }))
+        }).collect::<serde_json::Map<_, _>>(),
     })
 }
 
@@ -192,6 +213,7 @@ fn line(e: &Example) -> String {
         }
         Broken::OwnWrite => format!("the session's own {} was acknowledged before", v.owed),
         Broken::WentBack => format!("the session had read {} before", v.owed),
+        Broken::BehindToken => format!("the session's token covers {}", v.owed),
         Broken::Impossible => format!("that was refused or never sent ({} is the last sent)", v.owed),
     };
     let (mode, more) = (r.mode.as_str(), v.registers - 1);

@@ -4,7 +4,8 @@ use super::checker::{Checker, Mode, Outcome, Violation};
 use super::spread::Spread;
 use cluster::{Clock, Instant};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Violations of one kind and mode that are kept with all they say; the others are counted.
@@ -45,6 +46,18 @@ pub(super) struct Tally {
     pub(super) standby: Spread,
     /// By what was broken.
     pub(super) violations: BTreeMap<&'static str, u64>,
+    /// Reads that were asked for in one of the rarer ways, by its name: all, and those that standbys served.
+    pub(super) ways: BTreeMap<&'static str, (u64, u64)>,
+}
+
+/// A token, and what it covers.
+#[derive(Debug)]
+pub(super) struct Token {
+    /// As the endpoint said it.
+    pub(super) text: String,
+    pub(super) covered: Vec<i64>,
+    /// The session that asked for it.
+    pub(super) giver: usize,
 }
 
 /// Counts of all writes.
@@ -66,6 +79,8 @@ pub(super) struct Shown<'a> {
     pub(super) standby: bool,
     pub(super) at: Instant,
     pub(super) took: Duration,
+    /// The rarer ways in which it was asked for.
+    pub(super) ways: Vec<&'static str>,
 }
 
 /// A violation and the read that showed it; no read when a refused write had been shown by one.
@@ -100,6 +115,9 @@ pub(super) struct Run {
     shown_and_refused: Cell<u64>,
     sessions: Cell<usize>,
     stopped: Cell<bool>,
+    /// The newest.
+    token: RefCell<Option<Rc<Token>>>,
+    hints_off: RefCell<BTreeSet<String>>,
 }
 
 /// What came of it.
@@ -112,6 +130,8 @@ pub(super) struct Result {
     pub(super) examples: Vec<Example>,
     /// Writes that were refused although a read had shown them.
     pub(super) shown_and_refused: u64,
+    /// Endpoints that read no comments.
+    pub(super) hints_off: BTreeSet<String>,
     pub(super) took: Duration,
     pub(super) interrupted: bool,
     /// That no standby has served a read is no failure.
@@ -138,6 +158,8 @@ impl Run {
             shown_and_refused: Cell::new(0),
             sessions: Cell::new(0),
             stopped: Cell::new(false),
+            token: RefCell::default(),
+            hints_off: RefCell::default(),
         }
     }
 
@@ -156,9 +178,8 @@ impl Run {
         self.sessions.get()
     }
 
-    /// Startup settings of a session of this mode.
-    pub(super) fn settings(&self, mode: Mode) -> Vec<(&'static str, String)> {
-        let asked = self.plan.ask.clone().unwrap_or_else(|| {
+    fn asked(&self, mode: Mode) -> String {
+        self.plan.ask.clone().unwrap_or_else(|| {
             let consistency = match mode {
                 // What a session is promised implies it.
                 Mode::Monotonic | Mode::Session => "session",
@@ -166,11 +187,22 @@ impl Run {
                 Mode::Global => "global",
             };
             consistency.to_owned()
-        });
-        let mut settings = vec![
-            ("pgtenure.consistency", asked),
-            ("pgtenure.max_replay_lag", format!("{}ms", self.plan.max_replay_lag.as_millis())),
-        ];
+        })
+    }
+
+    /// The comment by which a read says for itself what its mode asks for.
+    pub(super) fn hint(&self, mode: Mode) -> String {
+        let lag = self.plan.max_replay_lag.as_millis();
+        format!("/* pgtenure: consistency={}, max_replay_lag={lag}ms */ ", self.asked(mode))
+    }
+
+    /// Startup settings of a session of this mode; where its reads say that themselves, it asks for as little as can be.
+    pub(super) fn settings(&self, mode: Mode, hinted: bool) -> Vec<(&'static str, String)> {
+        let (asked, lag) = match hinted {
+            false => (self.asked(mode), format!("{}ms", self.plan.max_replay_lag.as_millis())),
+            true => ("eventual".to_owned(), "1h".to_owned()),
+        };
+        let mut settings = vec![("pgtenure.consistency", asked), ("pgtenure.max_replay_lag", lag)];
         let default = (mode == Mode::Global).then_some(GLOBAL_WAIT);
         if let Some(wait) = self.plan.standby_wait.or(default) {
             settings.push(("pgtenure.standby_wait", format!("{}ms", wait.as_millis())));
@@ -226,6 +258,10 @@ impl Run {
             count(&mut tally.nodes, if shown.node.is_empty() { "unknown" } else { &shown.node });
             let spread = if shown.standby { &mut tally.standby } else { &mut tally.primary };
             spread.add(shown.took);
+            for way in &shown.ways {
+                let (all, by_standbys) = tally.ways.entry(way).or_default();
+                (*all, *by_standbys) = (*all + 1, *by_standbys + u64::from(shown.standby));
+            }
             for violation in found {
                 *tally.violations.entry(violation.broken.as_str()).or_default() += 1;
             }
@@ -241,6 +277,21 @@ impl Run {
             };
             self.example(Example { violation: *violation, read: Some(read), at: shown.at.since(self.started) });
         }
+    }
+
+    /// A session was told this token.
+    pub(super) fn hand_on(&self, token: Token) {
+        *self.token.borrow_mut() = Some(Rc::new(token));
+    }
+
+    /// The newest token of another session than `taker`.
+    pub(super) fn token_for(&self, taker: usize) -> Option<Rc<Token>> {
+        self.token.borrow().clone().filter(|token| token.giver != taker)
+    }
+
+    /// Comments are not read there.
+    pub(super) fn no_hints(&self, endpoint: &str) {
+        self.hints_off.borrow_mut().insert(endpoint.to_owned());
     }
 
     /// A read was answered that was promised nothing.
@@ -270,6 +321,7 @@ impl Run {
             writes: self.writes.take(),
             examples: self.examples.take(),
             shown_and_refused: self.shown_and_refused.get(),
+            hints_off: self.hints_off.take(),
             took: Clock.now().since(self.started),
             interrupted: self.stopped.get(),
             primary_only: self.plan.primary_only,

@@ -1,5 +1,5 @@
 //! Histories made by hand, one line per event: `10 write 0`, `12 ack 0`, `13 doubt 0`, `14 refuse 0`, `20 read s`,
-//! `21 shows s 1 0`. Times are milliseconds, the bound is 1000; sessions are letters.
+//! `21 shows s 1 0`, `22 take b s` (`b` takes a token of `s`), `23 put b`. Times are milliseconds, the bound is 1000; sessions are letters.
 
 use super::*;
 use std::collections::BTreeMap;
@@ -38,6 +38,14 @@ fn run(history: &str) -> Vec<String> {
             "ack" => assert_eq!(checker.ended(number(2), Outcome::Acknowledged, at(now)), None),
             "doubt" => assert_eq!(checker.ended(number(2), Outcome::InDoubt, at(now)), None),
             "refuse" => checker.ended(number(2), Outcome::Refused, at(now)).into_iter().for_each(&mut note),
+            "take" => {
+                let (own, other) = (mode(words[2]), mode(words[3]));
+                let giver = sessions.entry(words[3]).or_insert_with(|| (Session::new(other.0, other.1), None));
+                let covered = checker.covered(&giver.0, at(now));
+                let taker = sessions.entry(words[2]).or_insert_with(|| (Session::new(own.0, own.1), None));
+                taker.0.take(covered);
+            }
+            "put" => sessions.get_mut(words[2]).expect("it has taken one").0.put_away(),
             "read" => {
                 let (mode, own) = mode(words[2]);
                 let entry = sessions.entry(words[2]).or_insert_with(|| (Session::new(mode, own), None));
@@ -99,6 +107,28 @@ fn no_session_goes_back_but_a_bounded_one_may() {
     let global = run(&format!("{writes}2 read g\n3 shows g 0 1\n5 read g\n6 shows g 0 0"));
     assert_eq!(global, ["6 not_global 1 0<1", "6 went_back 1 0<1"]);
     check(&format!("{writes}2 read m1\n3 shows m1 0 1\n5 read m2\n6 shows m2 0 0"), &[]);
+}
+
+#[test]
+fn who_holds_a_token_owes_what_it_covers() {
+    // What its giver has written, whatever the taker asks for besides.
+    let written = "0 write 0\n1 ack 0\n2 take b s\n";
+    check(&format!("{written}3 read b\n4 shows b 0 0"), &["4 behind_token 0 0<1"]);
+    check(&format!("{written}3 read m\n4 shows m 0 0"), &[]);
+    check(&format!("{written}3 read b\n4 shows b 1 0\n5 read b\n6 shows b 0 0"), &["6 behind_token 0 0<1"]);
+    check(&format!("{written}3 put b\n4 read b\n5 shows b 0 0"), &[]);
+    // What it has read, and nothing else that was acknowledged.
+    let read = "0 write 1\n1 ack 1\n2 read m\n3 shows m 0 1\n4 write 1\n5 ack 1\n6 take b m\n";
+    check(&format!("{read}7 read b\n8 shows b 0 0"), &["8 behind_token 1 0<1"]);
+    check(&format!("{read}7 read b\n8 shows b 0 1"), &[]);
+    // A node without the table misses all that is covered.
+    check(&format!("{read}7 read b\n8 shows b"), &["8 stale 0 -1<0", "8 behind_token 0 -1<0"]);
+    // A later one stands for the earlier one; of a read on its way it settles nothing.
+    check(&format!("{read}7 take b s\n8 read b\n9 shows b 0 0"), &[]);
+    check("0 write 0\n1 ack 0\n2 read b\n3 take b s\n4 shows b 0 0", &[]);
+    // What was not acknowledged before it was asked for is not covered.
+    check("0 write 0\n1 take b s\n2 ack 0\n3 read b\n4 shows b 0 0", &[]);
+    check("0 write 0\n1 doubt 0\n2 take b s\n3 read b\n4 shows b 0 0", &[]);
 }
 
 #[test]
