@@ -103,13 +103,14 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     let mut writer = Raw::login(cluster.nodes[0].port, &[]);
     writer.write(|out| write_query(out, "insert into seen values (2)"));
     wait_for("n2 to have it", || (cluster.nodes[1].psql("select count(*) from seen") == "2").then_some(()));
-    let [mut besides, mut vain, mut pinned, mut pinned_vain, mut ahead] = [(); 5].map(|()| {
+    let [mut besides, mut vain, mut pinned, mut pinned_vain, mut ahead, mut strict] = [(); 6].map(|()| {
         wait_for("a session whose read goes to n2", || {
             let mut client = Raw::login(cluster.port, &[LONG]);
             (value(&mut client, COUNT) == "2 n2").then_some(client)
         })
     });
     ok(&mut besides, "select pg_backend_pid()");
+    ok(&mut strict, "set pgtenure.no_standby = 'error'");
     // They keep the primary's connection, and nobody's commit makes them wait.
     for client in [&mut pinned, &mut pinned_vain] {
         ok(client, "select pg_advisory_lock_shared(1)");
@@ -147,10 +148,20 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     for mut client in asked {
         assert_eq!(value(&mut client, COUNT), "2 n1");
     }
-    // A policy that was never seen protects nobody.
-    cluster.publish(|t| t.begun_by = 99);
+    // A policy that was never seen protects nobody, and what n2 had nobody tells while that is away.
+    let n2 = cluster.nodes[1].member();
+    cluster.publish(|t| {
+        t.begun_by = 99;
+        t.standbys.push(n2);
+    });
     cluster.fail_over_to(2);
-    assert_eq!(vain.query(COUNT), ["E 08007", "Z I"]);
+    for client in [&mut vain, &mut strict] {
+        client.write(|out| write_query(out, COUNT));
+    }
+    for client in [&mut vain, &mut strict] {
+        assert_eq!(client.until_ready(), ["E 08007", "Z I"]);
+    }
+    assert_eq!(strict.query(COUNT), ["E 57P03", "Z I"], "it is told once");
     for client in [&mut vain, &mut besides] {
         assert!(value(client, COUNT).ends_with("n3"), "it is told once, and not where the primary has shown it since");
     }

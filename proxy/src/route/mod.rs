@@ -332,8 +332,7 @@ pub fn decide(
     let need = match need(promise, causality, topology, lag, (request.since, now)) {
         Ok(need) => need,
         Err(pending) => {
-            let confirmed = confirmed(promise, causality, topology, lag);
-            return without(request, Reason::AwaitingSample { since: pending.since }, confirmed, causality, (lag, now));
+            return without(request, Reason::AwaitingSample { since: pending.since }, causality, (topology, lag, now));
         }
     };
     let need = need.max(after);
@@ -352,8 +351,7 @@ pub fn decide(
             let unfit = |m: &Member| fit(m, loads.footing(&m.node)).err().map(|unfit| (m.node.clone(), unfit));
             let unfit = topology.standbys.iter().filter_map(unfit);
             let closest = unfit.min_by_key(|(_, u)| u.distance());
-            let confirmed = confirmed(promise, causality, topology, lag);
-            without(request, Reason::NoStandby { closest }, confirmed, causality, (lag, now))
+            without(request, Reason::NoStandby { closest }, causality, (topology, lag, now))
         }
     }
 }
@@ -486,11 +484,11 @@ fn confirmed(promise: &Promise, causality: &Causality, topology: &Topology, lag:
 fn without(
     request: &Request<'_>,
     reason: Reason,
-    confirmed: Result<(), Instant>,
     causality: &mut Causality,
-    (lag, now): (&Lag, Instant),
+    (topology, lag, now): (&Topology, &Lag, Instant),
 ) -> Decision {
     let promise = &request.promise;
+    let confirmed = confirmed(promise, causality, topology, lag);
     let chases = match &reason {
         Reason::AwaitingSample { .. } => true,
         Reason::NoStandby { closest } => matches!(closest, Some((_, Unfit::ReplayBehind { .. }))),
@@ -507,6 +505,11 @@ fn without(
     let until_confirmed = (held + seen::CONFIRM_WAIT).saturating_sub(now.since(request.since.max(lag.open_since())));
     let (target, reason) = match (left.is_zero(), promise.no_standby, confirmed) {
         (false, _, _) => (Target::Wait(left), reason),
+        // Nobody may serve it before that is told: without a wait for it, it would fail for as long as it cannot be known.
+        (true, NoStandby::Error, Err(since)) if causality.seen.is_undecided(topology, lag) => {
+            let target = if until_confirmed.is_zero() { Target::Nowhere } else { Target::Wait(until_confirmed) };
+            (target, Reason::Unconfirmed { since })
+        }
         (true, NoStandby::Error, _) => (Target::Nowhere, reason),
         (true, NoStandby::Primary, Ok(())) => (Target::Primary, reason),
         (true, NoStandby::Primary, Err(since)) if until_confirmed.is_zero() => {

@@ -249,6 +249,12 @@ impl Seen {
         self.last.as_ref().is_some_and(|last| last.kept_in < term)
     }
 
+    /// Is a later term open of which nobody can tell whether it has all of it?
+    pub(super) fn is_undecided(&self, topology: &Topology, lag: &Lag) -> bool {
+        let opened = !matches!(topology.gate, Gate::Closed(_)) && self.precedes(topology.term);
+        opened && self.last.as_ref().is_some_and(|last| last.fate(topology, lag) == Fate::Open)
+    }
+
     /// What may be lost, told once. Nothing while that cannot be told, unless it was waited for `in_vain`.
     pub(super) fn take_lost(&mut self, topology: &Topology, lag: &Lag, in_vain: bool) -> Option<LostRead> {
         if matches!(topology.gate, Gate::Closed(_)) || !self.precedes(topology.term) {

@@ -7,10 +7,10 @@ mod queue;
 pub use open::{any_standby, open};
 
 use crate::auth::credentials::Credentials;
-use crate::metrics::Outcome;
+use crate::metrics::{Outcome, bump};
 use crate::pool::policy::{PoolPolicy, resolve};
 use crate::pool::{Checkout, Identity, Pool};
-use crate::route::{Causality, Consistency, Promise, Reason, Request, Target, Unproven};
+use crate::route::{Causality, Consistency, LostRead, Promise, Reason, Request, Target, Unproven};
 use crate::session::server::{ConnectError, Server};
 use crate::session::settings::Shared;
 use crate::session::slow;
@@ -334,7 +334,7 @@ fn decide(w: &Worker, want: &Want, lacks: &mut Lacks, now: Instant) -> Result<Re
     match target {
         Target::Nowhere => {
             lacks.standby.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
-            return Err(nowhere(want, reason, now));
+            return Err(nowhere(w, want, reason, now));
         }
         Target::Wait(left) => {
             let waited = now.since(want.since);
@@ -398,17 +398,25 @@ fn member(w: &Worker, node: &NodeId, role: Role) -> Option<Member> {
     }
 }
 
-/// The error for what goes nowhere: a read that no standby may serve and that must not burden the primary, or one
-/// that comes after what is lost.
-fn nowhere(want: &Want, reason: Reason, now: Instant) -> ClientError {
+/// The error for what goes nowhere: a read that no standby may serve and that must not burden the primary, one that comes after
+/// what is lost, or one that has waited in vain to know whether what its session has read is.
+fn nowhere(w: &Worker, want: &Want, reason: Reason, now: Instant) -> ClientError {
+    let consistency = want.promise.consistency.as_str();
     match reason {
         Reason::AfterLost { after, why, term } => ClientError::Promise(PromiseError::AfterLost { after, why, term }),
-        reason => ClientError::NoStandby {
-            consistency: want.promise.consistency.as_str(),
-            waited: now.since(want.since),
-            why: reason.to_string(),
+        reason => match matches!(reason, Reason::Unconfirmed { .. }).then(|| lost_in_vain(w, want)).flatten() {
+            Some(lost) => ClientError::Promise(PromiseError::ReadLost { ago: now.since(lost.at), lost }),
+            None => ClientError::NoStandby { consistency, waited: now.since(want.since), why: reason.to_string() },
         },
     }
+}
+
+/// What was read at a standby, and nobody tells what became of: told once.
+fn lost_in_vain(w: &Worker, want: &Want) -> Option<LostRead> {
+    let view = w.view.borrow();
+    let lost = want.causality.borrow_mut().take_lost_read(&view.topology, &view.lag, true)?;
+    bump(&w.counts.lost_reads);
+    Some(lost)
 }
 
 /// The error for a unit that was held too long; for a `read` that had no server of its own, why.

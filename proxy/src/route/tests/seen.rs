@@ -318,6 +318,19 @@ fn what_follows_a_later_term_does_not_show_what_that_may_lack() {
     assert_eq!(w.read(6315), "primary unconfirmed");
     assert!(w.causality.take_lost_read(&w.topology, &w.lag, true).is_some());
     assert_eq!(w.read(6315), "n1 fresh");
+    // So it is where the primary must not serve it; while nothing can be told yet, it fails at once.
+    let mut w = world(closed, false, 2);
+    w.promise.no_standby = NoStandby::Error;
+    assert_eq!(w.read(1320), "nowhere uncovered");
+    w.topology.gate = Gate::Open;
+    w.publish();
+    assert_eq!(w.read(1320), "wait 5000 unconfirmed");
+    w.snapshot.standbys[0] = standby("n1", 300, 6310);
+    w.topology.read_at = Some(at(6310));
+    w.publish();
+    assert_eq!(w.read(6320), "nowhere unconfirmed");
+    assert!(w.causality.take_lost_read(&w.topology, &w.lag, true).is_some());
+    assert_eq!(w.read(6320), "n1 fresh");
 }
 
 /// What is classed as a write may have written nothing, and waited for nobody; and a commit of others may wait for more.
