@@ -103,7 +103,7 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     let mut writer = Raw::login(cluster.nodes[0].port, &[]);
     writer.write(|out| write_query(out, "insert into seen values (2)"));
     wait_for("n2 to have it", || (cluster.nodes[1].psql("select count(*) from seen") == "2").then_some(()));
-    let [mut besides, mut vain, mut pinned, mut pinned_vain, mut ahead, mut strict] = [(); 6].map(|()| {
+    let [mut besides, mut vain, mut pinned, mut pinned_vain, mut ahead, mut strict, mut keeps] = [(); 7].map(|()| {
         wait_for("a session whose read goes to n2", || {
             let mut client = Raw::login(cluster.port, &[LONG]);
             (value(&mut client, COUNT) == "2 n2").then_some(client)
@@ -155,13 +155,20 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
         t.standbys.push(n2);
     });
     cluster.fail_over_to(2);
-    for client in [&mut vain, &mut strict] {
+    ok(&mut keeps, "select pg_advisory_lock_shared(1)");
+    for client in [&mut vain, &mut strict, &mut keeps] {
         client.write(|out| write_query(out, COUNT));
     }
-    for client in [&mut vain, &mut strict] {
+    for client in [&mut vain, &mut strict, &mut keeps] {
         assert_eq!(client.until_ready(), ["E 08007", "Z I"]);
     }
     assert_eq!(strict.query(COUNT), ["E 57P03", "Z I"], "it is told once");
+    // Who was told so is idle, and has no server that it has not had before; of that, nothing is known any more.
+    assert!(value(&mut keeps, COUNT).ends_with("n3"));
+    let route = value(&mut keeps, "show pgtenure.last_route");
+    assert!(route.contains("same_server: the session keeps it for"), "{route}");
+    let in_use = || cluster.counter_of("pgtenure_proxy_servers", "in_use");
+    wait_for("connections to be given back", || (in_use() == 1.0).then_some(()));
     for client in [&mut vain, &mut besides] {
         assert!(value(client, COUNT).ends_with("n3"), "it is told once, and not where the primary has shown it since");
     }

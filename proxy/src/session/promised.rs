@@ -1,7 +1,7 @@
 //! What this session's reads are promised: the configuration's words as the session's settings change them, worked out
 //! again when either has changed.
 
-use crate::config::{Config, reads};
+use crate::config::{Config, PoolMode, reads};
 use crate::metrics::bump;
 use crate::route::durability::NAME;
 use crate::route::hint::{self, Hints};
@@ -297,7 +297,18 @@ impl Session {
             (None, None) => return None,
         };
         self.fail = Some(Failure::Error(ClientError::Promise(error)));
+        self.release_unused(now);
         Some(Step::Used(0))
+    }
+
+    /// Nothing is sent to the server that was looked for just now: the next statement looks anew, and another session may have
+    /// that server, but for one to which something binds this one.
+    fn release_unused(&mut self, now: Instant) {
+        let looked = self.chosen.take().is_some();
+        let bound = self.mode != PoolMode::Transaction || !self.pins.is_empty() || self.tracking.stuck;
+        if looked && !bound && !self.relay.is_blind() {
+            self.give_back(now);
+        }
     }
 
     /// What reads are promised now. A setting that means nothing is told to the client once.
