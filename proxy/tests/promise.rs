@@ -4,6 +4,7 @@ mod common;
 
 use common::raw::{Raw, bind, execute, ok, parse, sync, value, words};
 use common::{Cluster, wait_for};
+use proxy::wire::codec::message;
 
 const WHERE: &str = "select current_setting('cluster_name')";
 
@@ -517,12 +518,20 @@ fn a_token_is_looked_at_by_what_sets_it() {
         assert_eq!(a.query(sql), ["E 0A000", "Z I"], "{sql}");
     }
     // A parameter is shown by what is bound to it.
-    let mut batch = |name: &str, parses: bool, token: &str, read: &str| {
+    let batch = |a: &mut Raw, name: &str, parses: bool, token: Option<&str>, read: &str| {
         a.write(|out| {
             if parses {
                 parse(out, name, "select set_config('pgtenure.after', $1, false)");
             }
-            bind(out, "", name, &[token]);
+            match token {
+                Some(token) => bind(out, "", name, &[token]),
+                // One, which is NULL.
+                None => message(out, b'B', |b| {
+                    b.push(0);
+                    b.extend_from_slice(name.as_bytes());
+                    b.extend_from_slice(&[0, 0, 0, 0, 1, 255, 255, 255, 255, 0, 0]);
+                }),
+            }
             execute(out, "");
             if !read.is_empty() {
                 parse(out, "", read);
@@ -534,11 +543,14 @@ fn a_token_is_looked_at_by_what_sets_it() {
         words(&a.until_ready())
     };
     const READ: &str = "select n from seen";
-    assert_eq!(batch("", true, ahead, READ), "E 57P03 | Z I");
-    assert_eq!(batch("", true, "a token", READ), "E 0A000 | Z I");
-    assert_eq!(batch("", true, "", READ), "1 | 2 | D  | C SELECT 1 | 1 | 2 | D 0 | C SELECT 1 | Z I");
-    assert_eq!(batch("bound", true, "", ""), "1 | 2 | D  | C SELECT 1 | Z I");
-    assert_eq!(batch("bound", false, ahead, READ), "E 57P03 | Z I");
+    assert_eq!(batch(&mut a, "", true, Some(ahead), READ), "E 57P03 | Z I");
+    assert_eq!(batch(&mut a, "", true, Some("a token"), READ), "E 0A000 | Z I");
+    assert_eq!(batch(&mut a, "", true, Some(""), READ), "1 | 2 | D  | C SELECT 1 | 1 | 2 | D 0 | C SELECT 1 | Z I");
+    assert_eq!(batch(&mut a, "bound", true, Some(""), ""), "1 | 2 | D  | C SELECT 1 | Z I");
+    assert_eq!(batch(&mut a, "bound", false, Some(ahead), READ), "E 57P03 | Z I");
+    // NULL takes it back to that of the startup packet, which is no empty one.
+    let mut began = Raw::login(cluster.port, &[("pgtenure.after", ahead)]);
+    assert_eq!(batch(&mut began, "", true, None, READ), "E 0A000 | Z I");
     assert_eq!(value(&mut a, "show pgtenure.after"), "", "what was refused was not set");
     ok(&mut a, &hidden);
     // The one in force holds for what only names it, and for what stands before another.

@@ -208,6 +208,8 @@ impl Session {
                 b'B' => {
                     let Some(b) = frontend::bind(frame) else { break };
                     let values = frontend::bind_values(frame).unwrap_or_default();
+                    // What NULL names sets nothing.
+                    let values: Vec<_> = values.into_iter().map(Option::unwrap_or_default).collect();
                     let here = parsed.iter().rev().find(|(name, _)| *name == b.statement).map(|(_, sql)| *sql);
                     match here.or_else(|| self.statements.sql(b.statement)) {
                         Some(sql) => {

@@ -393,17 +393,16 @@ fn takes_value(sql: &[u8]) -> bool {
 }
 
 /// A text with literals in place of its parameters, where their values are such that it means the same. A text is the same
-/// bytes in both formats.
-fn with_values(sql: &[u8], values: &[&[u8]]) -> Vec<u8> {
-    let plain = |value: &&&[u8]| {
+/// bytes in both formats. NULL is none: it takes a setting back to what the startup packet says.
+fn with_values(sql: &[u8], values: &[Option<&[u8]>]) -> Vec<u8> {
+    let plain = |value: &&[u8]| {
         let part = |b: &u8| b.is_ascii_alphanumeric() || b"-/._".contains(b);
         value.len() <= MAX_VALUE && value.iter().all(part)
     };
     let (mut out, mut from) = (Vec::with_capacity(sql.len()), 0);
     for (at, number) in parameters(sql) {
-        let Some(value) = usize::from(number).checked_sub(1).and_then(|i| values.get(i)).filter(plain) else {
-            continue;
-        };
+        let value = usize::from(number).checked_sub(1).and_then(|i| values.get(i).copied().flatten());
+        let Some(value) = value.filter(plain) else { continue };
         out.extend_from_slice(&sql[from..at.start]);
         out.push(b'\'');
         out.extend_from_slice(value);

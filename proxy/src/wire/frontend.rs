@@ -51,8 +51,8 @@ pub fn bind(frame: &[u8]) -> Option<Bind<'_>> {
     Some(Bind { portal, statement, name_at: HEAD + portal.len() + 1 })
 }
 
-/// The parameters of a whole Bind frame; `None` when it is malformed. NULL is empty.
-pub fn bind_values(frame: &[u8]) -> Option<Vec<&[u8]>> {
+/// The parameters of a whole Bind frame, `None` for NULL; `None` when it is malformed.
+pub fn bind_values(frame: &[u8]) -> Option<Vec<Option<&[u8]>>> {
     let (_, rest) = split_cstring(frame.get(HEAD..)?)?;
     let (_, rest) = split_cstring(rest)?;
     let (formats, rest) = rest.split_first_chunk::<2>()?;
@@ -61,9 +61,9 @@ pub fn bind_values(frame: &[u8]) -> Option<Vec<&[u8]>> {
     let mut values = Vec::new();
     for _ in 0..u16::from_be_bytes(*count) {
         let (length, after) = rest.split_first_chunk::<4>()?;
-        let length = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
-        let (value, after) = after.split_at_checked(length)?;
-        values.push(value);
+        let length = usize::try_from(i32::from_be_bytes(*length)).ok();
+        let (value, after) = after.split_at_checked(length.unwrap_or(0))?;
+        values.push(length.map(|_| value));
         rest = after;
     }
     Some(values)
