@@ -103,12 +103,13 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     let mut writer = Raw::login(cluster.nodes[0].port, &[]);
     writer.write(|out| write_query(out, "insert into seen values (2)"));
     wait_for("n2 to have it", || (cluster.nodes[1].psql("select count(*) from seen") == "2").then_some(()));
-    let [mut besides, mut vain, mut pinned, mut pinned_vain, mut ahead, mut strict, mut keeps] = [(); 7].map(|()| {
-        wait_for("a session whose read goes to n2", || {
-            let mut client = Raw::login(cluster.port, &[LONG]);
-            (value(&mut client, COUNT) == "2 n2").then_some(client)
-        })
-    });
+    let [mut besides, mut vain, mut pinned, mut pinned_vain, mut ahead, mut strict, mut keeps, mut alone, mut within] =
+        [(); 9].map(|()| {
+            wait_for("a session whose read goes to n2", || {
+                let mut client = Raw::login(cluster.port, &[LONG]);
+                (value(&mut client, COUNT) == "2 n2").then_some(client)
+            })
+        });
     ok(&mut besides, "select pg_backend_pid()");
     ok(&mut strict, "set pgtenure.no_standby = 'error'");
     // They keep the primary's connection, and nobody's commit makes them wait.
@@ -158,6 +159,13 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     ok(&mut keeps, "select pg_advisory_lock_shared(1)");
     for client in [&mut vain, &mut strict, &mut keeps] {
         client.write(|out| write_query(out, COUNT));
+    }
+    // No position of this term covers what it may lack, and a token is not waited for.
+    ok(&mut within, "begin");
+    for (client, after) in [(&mut alone, "Z I"), (&mut within, "Z E")] {
+        assert_eq!(client.query("show pgtenure.token"), ["E 08007", after]);
+        ok(client, "rollback");
+        assert_ne!(value(client, "show pgtenure.token"), "", "it is told once");
     }
     for client in [&mut vain, &mut strict, &mut keeps] {
         assert_eq!(client.until_ready(), ["E 08007", "Z I"]);

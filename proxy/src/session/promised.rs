@@ -259,10 +259,14 @@ impl Session {
     }
 
     /// May what the session was told is written, or what it has read, be in no later term? Then the next statement of one whose reads are promised
-    /// to show it fails, and nothing of it is done. `None`: it goes on.
-    pub(super) fn tell_lost(&mut self, now: Instant) -> Option<Step> {
+    /// to show it fails, and nothing of it is done. `None`: it goes on. `hands_on`: it asks for a token, which covers nothing that
+    /// the term may lack; nobody waits for one until that is known.
+    pub(super) fn tell_lost(&mut self, hands_on: bool, now: Instant) -> Option<Step> {
         let term = self.w.view.borrow().topology.term;
-        let begins = !self.own && self.relay.open.is_none() && self.relay.status == TxStatus::Idle;
+        let within = hands_on && self.relay.status == TxStatus::Block;
+        let starts = !self.own && self.relay.status == TxStatus::Idle;
+        let asks = hands_on && self.relay.status == TxStatus::Idle;
+        let begins = (starts || asks || within) && self.relay.open.is_none();
         let looks = {
             let causality = self.causality.borrow();
             causality.wrote_before(term) || causality.read_before(term)
@@ -270,7 +274,8 @@ impl Session {
         if !begins || !looks {
             return None;
         }
-        match self.promise_of_unit().consistency {
+        let promise = if hands_on { self.promise_before() } else { self.promise_of_unit() };
+        match promise.consistency {
             Consistency::Eventual | Consistency::Bounded => return None,
             Consistency::Session | Consistency::Global | Consistency::Strong => {}
         }
@@ -280,9 +285,10 @@ impl Session {
         }
         let (write, read) = {
             let (view, mut causality) = (self.w.view.borrow(), self.causality.borrow_mut());
-            let write = causality.take_lost(&view.topology, &view.lag);
+            // A token of what was written stays of the term that it was written in.
+            let write = if starts { causality.take_lost(&view.topology, &view.lag) } else { None };
             // A read that goes to the primary now, for want of anything better, would miss it.
-            let in_vain = matches!(self.chosen, Some(Reason::Unconfirmed { .. }));
+            let in_vain = hands_on || matches!(self.chosen, Some(Reason::Unconfirmed { .. }));
             (write, causality.take_lost_read(&view.topology, &view.lag, in_vain))
         };
         let error = match (write, read) {
@@ -296,8 +302,13 @@ impl Session {
             }
             (None, None) => return None,
         };
-        self.fail = Some(Failure::Error(ClientError::Promise(error)));
-        self.release_unused(now);
+        let error = ClientError::Promise(error);
+        if within {
+            lost::fail_block(self, error);
+        } else {
+            self.fail = Some(Failure::Error(error));
+            self.release_unused(now);
+        }
         Some(Step::Used(0))
     }
 

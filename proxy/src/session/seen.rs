@@ -78,7 +78,7 @@ impl Session {
         if left.is_zero() {
             let reason = Reason::Unconfirmed { since };
             (self.reason, self.chosen) = (reason.as_str(), Some(reason));
-            return self.tell_lost(now);
+            return self.tell_lost(false, now);
         }
         self.w.await_sample(&self.presence);
         Some(self.hold_for(Access::Read, left, now))

@@ -63,7 +63,8 @@ impl Session {
         {
             return step;
         }
-        if let Some(step) = self.tell_lost(now) {
+        let hands_on = unit.ours && self.asks_token(input, unit);
+        if let Some(step) = self.tell_lost(hands_on, now) {
             return step;
         }
         if let Some(step) = self.route_block(unit, access, now) {

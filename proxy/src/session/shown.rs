@@ -124,7 +124,12 @@ impl Session {
 
     /// Does a unit ask for a token that no position covers yet?
     pub(super) fn position_is_missing(&mut self, input: &[u8], unit: &Unit) -> bool {
-        tells(unit) && self.names(input, unit, TOLD[0]) && self.token().is_err() && !self.standby_tells()
+        self.asks_token(input, unit) && self.token().is_err() && !self.standby_tells()
+    }
+
+    /// Does it ask for one?
+    pub(super) fn asks_token(&self, input: &[u8], unit: &Unit) -> bool {
+        tells(unit) && self.names(input, unit, TOLD[0])
     }
 
     /// Can the standby that the session has tell what covers all that was read?
