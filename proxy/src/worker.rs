@@ -5,6 +5,7 @@ mod accept;
 mod counting;
 mod follow;
 mod reach;
+mod rechecks;
 mod run;
 mod scheduling;
 mod shared;
@@ -119,8 +120,8 @@ pub struct Worker {
     pub handshakes: Semaphore,
     /// Which decisions are logged.
     pub sample: Cell<Sample>,
-    /// Which errors of standbys the primary is asked about.
-    rechecks: Cell<Rechecks>,
+    /// Which errors of standbys the primary is asked about, and what it has said.
+    rechecks: RefCell<Rechecks>,
     /// How each standby stands.
     footings: RefCell<Footings>,
     /// What standbys have refused lately.
@@ -228,7 +229,7 @@ impl Worker {
             errands: Cell::new(0),
             handshakes: Semaphore::new(HANDSHAKES_IN_A_ROUND),
             sample: Cell::default(),
-            rechecks: Cell::default(),
+            rechecks: RefCell::default(),
             footings: RefCell::default(),
             misroutes: RefCell::default(),
             recall: RefCell::default(),
@@ -371,22 +372,6 @@ impl Worker {
         let Some(started) = meta.started.filter(|_| meta.role == Role::Standby) else { return false };
         let sampled = || self.view.borrow().lag.answering(&meta.node);
         promise.consistency != Consistency::Eventual && sampled().is_some_and(|sampled| sampled != started)
-    }
-
-    /// A standby does not know what a statement names: is the primary asked, which may?
-    pub fn must_recheck(&self, node: &NodeId) -> bool {
-        let now = self.now();
-        let behind = {
-            let view = self.view.borrow();
-            if view.topology.gate_at(now) != Gate::Open {
-                return false;
-            }
-            view.lag.may_lack(node, &view.topology)
-        };
-        let mut rechecks = self.rechecks.get();
-        let takes = rechecks.takes(behind, now);
-        self.rechecks.set(rechecks);
-        takes
     }
 
     /// May this connection go on serving?

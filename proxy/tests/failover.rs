@@ -503,6 +503,8 @@ fn what_a_standby_has_refused_goes_to_the_primary_at_once() {
     // It does not ask whether it may write: PostgreSQL's code finds that it may not where nothing should have come to (XX000).
     c.psql("create function emits() returns text stable language sql as $$ select pg_logical_emit_message(true, 'a', '')::text $$")
         .unwrap();
+    // That a standby does not know them yet is not what is counted here.
+    c.replicate();
     let [mut s, mut prepared] = [(); 2].map(|()| Raw::login(c.port, &[]));
     prepared.write(|out| {
         parse(out, "f", "select f($1)");

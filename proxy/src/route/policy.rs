@@ -121,9 +121,18 @@ impl Lag {
 
     /// May that standby lack something that `topology`'s primary had when it was sampled last?
     pub fn may_lack(&self, node: &NodeId, topology: &Topology) -> bool {
-        let standby = self.snapshot.standby(node).and_then(|standby| standby.sample.as_ref());
-        let has_all = |primary: &PrimarySample| standby.is_some_and(|sample| sample.replay_lsn >= primary.insert_lsn);
-        !self.primary_of(topology).is_some_and(has_all)
+        self.end_of(topology).is_none_or(|end| self.lacks(node, end))
+    }
+
+    /// Has that standby, as far as is known, not replayed so much?
+    pub fn lacks(&self, node: &NodeId, position: Lsn) -> bool {
+        let sample = self.snapshot.standby(node).and_then(|standby| standby.sample.as_ref());
+        sample.is_none_or(|sample| sample.replay_lsn < position)
+    }
+
+    /// How far the WAL of `topology`'s primary had come when it was sampled last.
+    pub fn end_of(&self, topology: &Topology) -> Option<Lsn> {
+        self.primary_of(topology).map(|primary| primary.insert_lsn)
     }
 
     /// Which server answers to a standby's name who samples it. `None`: none does, or it does not tell.

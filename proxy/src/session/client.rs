@@ -24,6 +24,7 @@ use crate::session::losses::Losses;
 use crate::session::outbox::Outbox;
 use crate::session::presence::{Activity, Presence};
 use crate::session::promised::Promised;
+use crate::session::recheck::Recheck;
 use crate::session::relay::Relay;
 use crate::session::resolve::InDoubt;
 use crate::session::said::Said;
@@ -211,8 +212,8 @@ pub struct Session {
     pub(super) cancelling: bool,
     /// Standbys on which the unit at the head of the inbox failed.
     pub(super) avoid: Vec<NodeId>,
-    /// A standby does not know what that unit names: the primary is asked.
-    pub(super) rechecks: bool,
+    /// Standbys do not know what that unit names: the primary is asked.
+    pub(super) rechecks: Option<Box<Recheck>>,
     /// What the oldest unit has lost.
     pub(super) losses: Losses,
     /// Since when the unit at the head of the inbox waits.
@@ -360,7 +361,7 @@ impl Session {
             cancelled: false,
             cancelling: false,
             avoid: Vec::new(),
-            rechecks: false,
+            rechecks: None,
             losses: Losses::default(),
             waiting_since: None,
             quiet: false,

@@ -212,7 +212,7 @@ impl Session {
         }
         (self.waiting_since, self.hold, self.hint_warned) = (None, None, false);
         self.avoid.clear();
-        self.rechecks = false;
+        self.rechecks = None;
         self.losses.forget();
         self.give_up_block();
     }

@@ -53,7 +53,8 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     let undone = status != TxStatus::Idle && (unbegun || unrun || !s.relay.may_commit());
     let mark = s.relay.mark().filter(|_| loss != Loss::HoldTimeout);
-    let rechecks = std::mem::take(&mut s.relay.lacks) && s.relay.rechecks && matches!(loss, Loss::Refused(_));
+    let lacks = s.relay.lacks.take().filter(|_| matches!(loss, Loss::Refused(_)));
+    let lacks = lacks.map(|told| s.lacking(told));
     if let Loss::Refused(code) = loss {
         s.remember_refusal(code);
     }
@@ -79,7 +80,9 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     }
     if let Loss::Refused(_) = loss {
         s.avoid.push(node.clone());
-        s.rechecks |= rechecks;
+    }
+    if let Some(recheck) = lacks {
+        s.recheck(recheck);
     }
     let wrote = s.forget_transaction(delivered || status != TxStatus::Idle);
     if delivered && standby {
@@ -122,7 +125,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let survives = again && s.lost_pins.is_none() && block::survives(fresh, first, loss);
     if standby && status == TxStatus::Block && survives {
         (s.fresh, s.replants) = (fresh.map(block::Fresh::unsent), true);
-        s.w.counts.retried(retried_for(loss));
+        s.w.counts.retried(retried_for(loss, false));
         return begin_again(s, !sent.is_empty());
     }
     if s.replants {
@@ -210,7 +213,8 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
         let unit: Vec<Entry> = take_unit(&mut entries);
         let len = s.retained_lens.get(i).copied().unwrap_or(0);
         if are_sent_again(&verdicts[i..], s.retained_lens.iter().skip(i)) && s.lost_pins.is_none() {
-            s.w.counts.retried(retried_for(loss));
+            let asks = s.rechecks.as_deref().is_some_and(|recheck| recheck.told.is_some());
+            s.w.counts.retried(retried_for(loss, asks));
             repeat(s, kept);
             break;
         }
@@ -248,17 +252,15 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
     s.retained_lens.clear();
 }
 
-/// Why something runs again, for the metric.
-fn retried_for(loss: Loss) -> Retried {
+/// Why something runs again, for the metric. `asks`: the primary is asked whether a standby lacks what it names.
+fn retried_for(loss: Loss, asks: bool) -> Retried {
     match loss {
+        Loss::Refused(_) if asks => Retried::Lacking,
         Loss::Refused(code) | Loss::Fatal(code) => match &code {
             b"25006" | b"0A000" | b"55000" => Retried::Refused,
             b"40001" | b"40P01" | b"57P04" => Retried::RecoveryConflict,
             b"57P01" | b"57P02" | b"57P03" => Retried::ServerStops,
-            code if code.starts_with(b"58") || code.starts_with(b"XX") || code.starts_with(b"53") => {
-                Retried::ServerError
-            }
-            _ => Retried::Lacking,
+            _ => Retried::ServerError,
         },
         Loss::Gone | Loss::Violation(_) | Loss::Stuck => Retried::ServerLost,
         Loss::Deposed | Loss::ViewStale | Loss::HoldTimeout => Retried::Deposed,

@@ -44,6 +44,7 @@ mod proof;
 mod prove;
 mod proxied;
 mod read_only;
+pub mod recheck;
 pub mod relay;
 mod resolve;
 mod said;

@@ -120,7 +120,8 @@ pub trait Host {
         None
     }
 
-    /// A standby does not know what a read names: may it not have replayed that yet, and is the primary there to be asked?
+    /// A standby does not know what the oldest unit names: may it not have replayed that yet, and is the primary there to be
+    /// asked?
     fn must_recheck(&self) -> bool {
         false
     }
@@ -190,8 +191,8 @@ pub struct Relay {
     pub retries: bool,
     /// So are those of a standby that may not know yet what it names: nothing keeps it from the primary.
     pub rechecks: bool,
-    /// The standby does not know what the oldest unit names.
-    pub lacks: bool,
+    /// The standby does not know what the oldest unit names, of which the primary is to be asked: in these words.
+    pub lacks: Option<Box<[u8]>>,
     /// What a standby refuses because it is one is the client's to know.
     pub keeps_refusals: bool,
     /// A standby refused what was sent because its transaction would be SERIALIZABLE, which has nothing to do with its

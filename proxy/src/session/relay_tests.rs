@@ -237,6 +237,7 @@ fn what_a_standby_may_not_know_yet_is_asked_elsewhere_while_nothing_was_told_of_
         ("42P01", "parserOpenTable", true, false, true),
         ("42883", "ParseFuncOrColumn", true, false, true),
         ("22P02", "enum_in", true, false, true),
+        ("22P02", "enum_recv", true, false, true),
         ("22P02", "pg_strtoint32_safe", true, false, false),
         ("42601", "scanner_yyerror", true, false, false),
         ("42P01", "parserOpenTable", false, false, false),
@@ -247,13 +248,21 @@ fn what_a_standby_may_not_know_yet_is_asked_elsewhere_while_nothing_was_told_of_
         let mut s = Vec::new();
         error(&mut s, "ERROR", code, routine);
         let event = relay.server_bytes(&s, &mut Sink::new(Vec::new()), &Asked).event;
-        assert_eq!((event.is_some(), relay.lacks), (asked, asked), "{code} {routine}");
+        assert_eq!((event.is_some(), relay.lacks.is_some()), (asked, asked), "{code} {routine}");
     }
     let mut relay = Relay { standby: true, retries: true, rechecks: true, ..Relay::default() };
     relay.push(plain(Kind::Query));
     let mut s = Vec::new();
     error(&mut s, "ERROR", "42P01", "parserOpenTable");
     assert_eq!(feed(&mut relay, &s, &[]).1, [], "no primary can be asked");
+    let mut relay = Relay { standby: true, retries: true, rechecks: true, parse_only: true, ..Relay::default() };
+    relay.push(plain(Kind::Query));
+    let event = relay.server_bytes(&s, &mut Sink::new(Vec::new()), &Asked).event;
+    assert!(event.is_some() && relay.lacks.is_some());
+    let mut relay = Relay { standby: true, retries: true, rechecks: true, parse_only: true, ..Relay::default() };
+    relay.push(plain(Kind::Query));
+    assert_eq!(feed(&mut relay, &s, &[]).1.len(), 1, "nothing but a name is asked for, of another standby");
+    assert!(relay.lacks.is_none());
 }
 
 #[test]

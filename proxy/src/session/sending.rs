@@ -3,8 +3,8 @@
 use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::metrics::{Outcome, bump};
-use crate::route::Unproven;
 use crate::route::durability::Durability;
+use crate::route::{Reason, Unproven};
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Loss, MAX_TEXT, Session, Tail, Turn, read_more};
@@ -12,6 +12,7 @@ use crate::session::incoming::Step;
 use crate::session::misroute::Classifier;
 use crate::session::presence::Activity;
 use crate::session::promised::Promised;
+use crate::session::recheck::ASKED_FOR;
 use crate::session::relay::Sent;
 use crate::session::sets_after::Position;
 use crate::session::shown::POSITION;
@@ -102,12 +103,12 @@ impl Session {
                 };
             }
         }
-        let promise = self.promise_of_unit();
-        let access = match unit.read && !missing && !self.replants {
-            true if self.rechecks => Access::Write,
-            true => self.access_outside(),
-            false => access,
-        };
+        let outside = unit.read && !missing && !self.replants;
+        if outside {
+            self.avoid_lacking(&input[..unit.len]);
+        }
+        let promise = self.promise_to_keep();
+        let access = if outside { self.access_outside() } else { access };
         let (database, causality, avoid) = (self.identity.database.as_str(), &*self.causality, self.avoid.as_slice());
         let need = acquire::Need { database, causality, access, quiet: self.quiet, promise, avoid, since: now };
         let known = |node: &NodeId| self.pools.iter().find(|p| &p.key.node == node).cloned();
@@ -177,7 +178,7 @@ impl Session {
             causality: self.causality.clone(),
             access,
             quiet: self.quiet,
-            promise: self.promise_of_unit(),
+            promise: self.promise_to_keep(),
             avoid: self.avoid.clone(),
             since: self.waiting_since.unwrap_or(now),
         }
@@ -185,7 +186,8 @@ impl Session {
 
     pub(super) fn attach(&mut self, found: Found) {
         let Found { server, pool, reason, lacked } = found;
-        let label = reason.as_str();
+        let reason = self.reason_of_recheck(reason);
+        let (label, lacked) = (reason.as_str(), lacked.filter(|_| reason != Reason::Rechecked));
         let standby = server.meta.role == Role::Standby;
         match lacked.or_else(|| reason.lacks_standby().then_some(label)) {
             Some(lacked) if standby => self.w.counts.no_standby(Outcome::Waited, lacked),
@@ -464,6 +466,10 @@ impl Session {
         // Without a statement nothing of the client's is over.
         let over = self.statement_over(now).filter(|_| bytes > 0);
         let mut over = over.map(|left| Box::pin(tokio::time::sleep(left)));
+        // What a standby has said to it is as good an answer as that there is no primary to ask.
+        let told = self.rechecks.as_deref().and_then(|recheck| recheck.told.clone());
+        let refused = |otherwise| told.clone().map_or(otherwise, |told| NotFound::Refused(told.into()));
+        let mut asked = told.as_ref().map(|_| Box::pin(tokio::time::sleep(ASKED_FOR)));
         let outcome = tokio::select! {
             biased;
             outcome = poll_fn(|cx| self.watch_waiting(bytes, cx)) => match outcome {
@@ -471,9 +477,12 @@ impl Session {
                 // The next turn sees the end of the connection.
                 None => return,
             },
-            outcome = find => outcome,
+            outcome = find => outcome.map_err(refused),
             () = poll_fn(|cx| over.as_mut().map_or(Poll::Pending, |over| over.as_mut().poll(cx))) => {
                 Err(NotFound::Error(self.statement_timeout_error(w.now())))
+            }
+            () = poll_fn(|cx| asked.as_mut().map_or(Poll::Pending, |over| over.as_mut().poll(cx))) => {
+                Err(NotFound::Refused(told.clone().unwrap_or_default().into()))
             }
         };
         self.rescan = true;

@@ -36,18 +36,16 @@ impl Relay {
         let stale = code == *b"0A000" && f.routine == b"RevalidateCachedQuery";
         // That is a refusal, too.
         let told = if writes_wal(&code, f.routine) { *b"25006" } else { code };
-        if self.retries
-            && !self.delivered
-            && self.queue.len() + usize::from(self.open.is_some()) > 0
-            && (self.parse_only
+        let may_run_again = self.retries && !self.delivered && self.queue.len() + usize::from(self.open.is_some()) > 0;
+        let may_be_lacking = may_run_again && self.rechecks && self.status == TxStatus::Idle;
+        let lacks = may_be_lacking && may_lack(&code, f.routine) && host.must_recheck();
+        if may_run_again
+            && (lacks
+                || self.parse_only
                 || self.hidden_unit()
-                || (elsewhere(&told) && !stale && !self.is_kept(&told, f.routine))
-                || (self.rechecks
-                    && self.status == TxStatus::Idle
-                    && may_lack(&code, f.routine)
-                    && host.must_recheck()))
+                || (elsewhere(&told) && !stale && !self.is_kept(&told, f.routine)))
         {
-            self.lacks = may_lack(&code, f.routine);
+            self.lacks = lacks.then(|| frame.into());
             self.serializable = f.routine == b"GetSerializableTransactionSnapshot";
             return Step::Stop(Event::Retry { code: told });
         }
@@ -243,6 +241,6 @@ fn may_lack(code: &[u8; 5], routine: &[u8]) -> bool {
         b"42846", // cannot_coerce
         b"42803", // grouping_error: by a primary key the other columns are there as well
     ];
-    // A new value of an enum as well.
-    CODES.contains(&code) || (code, routine) == (b"22P02", b"enum_in")
+    // A new value of an enum as well, as a text or in binary.
+    CODES.contains(&code) || code == b"22P02" && matches!(routine, b"enum_in" | b"enum_recv")
 }
