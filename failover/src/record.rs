@@ -81,6 +81,9 @@ pub struct Chosen {
     pub node: NodeId,
     /// It has at least this.
     pub base: Fork,
+    /// The policy whose arithmetic was used. None has the epoch 0, which stands for a record that does not tell.
+    #[serde(default)]
+    pub policy_epoch: u64,
 }
 
 impl TermRecord {
@@ -116,13 +119,14 @@ impl TermRecord {
 
     /// [`Self::chosen_before`] of the term after this one. A choice that was allowed to lose data proves nothing.
     pub fn left_chosen(&self) -> Option<Chosen> {
-        if self.data_loss_allowed || !self.lossy_timelines.is_empty() {
+        if !self.lossy_timelines.is_empty() {
             return None;
         }
         match self.phase {
             Phase::Recruiting => self.chosen_before.clone(),
             Phase::Promoting | Phase::Opening => {
-                self.node.clone().zip(self.fork).map(|(node, base)| Chosen { node, base })
+                let chosen = self.node.clone().zip(self.fork).filter(|_| !self.data_loss_allowed);
+                chosen.map(|(node, base)| Chosen { node, base, policy_epoch: self.policy_epoch })
             }
             // What was acknowledged since others may have and it may not.
             Phase::Active | Phase::Draining => None,
@@ -581,13 +585,16 @@ mod tests {
             "fork": {"timeline": 7, "lsn": "0/5000"}, "xid_bound": null, "record_lsn": null, "policy_epoch": 1}"#;
         let eighth: TermRecord = serde_json::from_str(json).expect("a record of a version that does not carry it");
         let chosen = eighth.left_chosen();
-        assert_eq!(chosen.as_ref().map(|c| (c.node.as_str(), c.base.lsn)), Some(("n2", Lsn(0x5000))));
+        let told = chosen.as_ref().map(|c| (c.node.as_str(), c.base.lsn, c.policy_epoch));
+        assert_eq!(told, Some(("n2", Lsn(0x5000), 1)));
         let begun =
             TermRecord { phase: Phase::Recruiting, node: None, chosen_before: chosen.clone(), ..eighth.clone() };
         assert_eq!(begun.left_chosen(), chosen);
         let lossy = TermRecord { lossy_timelines: vec![TimelineId(8)], ..begun.clone() };
-        assert_eq!(TermRecord { data_loss_allowed: true, ..begun }.left_chosen(), None);
         assert_eq!(lossy.left_chosen(), None);
+        // The leave to lose data has chosen nobody.
+        assert_eq!(TermRecord { data_loss_allowed: true, ..begun }.left_chosen(), chosen);
+        assert_eq!(TermRecord { data_loss_allowed: true, ..eighth.clone() }.left_chosen(), None);
         for phase in [Phase::Active, Phase::Draining] {
             assert_eq!(TermRecord { phase, chosen_before: chosen.clone(), ..eighth.clone() }.left_chosen(), None);
         }

@@ -103,12 +103,15 @@ pub fn sometimes<const M: usize>(model: &Checked<M>) -> Vec<Named<M>> {
         ("a node that holds WAL the cluster has not is rewound", |_, s| s.nodes.iter().any(|n| n.floor.is_known())),
     ];
     if model.scope.terms > 2 {
-        all.push(("quarantined nodes count beside one that was chosen in vain", |m, s| {
-            crate::manager::decided_before(&m.scope, s)
-        }));
         all.push(("a promoted node is never opened and the next term is", |_, s| s.opened == 0b1010));
         all.push(("a superseded node is promoted all the same", |_, s| {
             s.nodes.iter().any(|n| matches!(n.server, Server::Primary(t) if t < s.etcd.term && s.opened & 1 << t == 0))
+        }));
+    }
+    // Somebody must have been no recruit, where k = 1 leaves none in three terms, and be needed the next time.
+    if model.scope.terms > 2 && model.scope.k >= 2 && M >= usize::from(model.scope.k) + 2 {
+        all.push(("quarantined nodes count beside one that was chosen in vain", |m, s| {
+            crate::manager::decided_before(&m.scope, s)
         }));
     }
     if model.scope.leads > 0 {

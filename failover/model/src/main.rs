@@ -43,6 +43,8 @@ fn main() {
     for k in [1, 2] {
         failed |= !explore::<4>("one failover", Scope { k, ..one });
     }
+    let vain = Scope { k: 2, writes: 1, crashes: 1, lost: 0, ..three };
+    failed |= !explore::<4>("two failovers, quarantined nodes count", vain);
     failed |= !explore::<4>("one failover, left connections", Scope { k: 2, lost: 0, reconnects: 2, ..one });
     let voters = Scope { terms: 2, writes: 1, crashes: 1, lost: 0, change: Change::Voters(2), ..three };
     failed |= !explore::<4>("one failover, three voters, four, three", voters);

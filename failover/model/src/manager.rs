@@ -70,15 +70,16 @@ fn sufficient<const M: usize>(scope: &Scope, s: &State<M>, recruits: &[Position;
         let most = |(voters, k): (u8, u8)| there(voters) + usize::from(k) >= voters.count_ones() as usize;
         return if s.round.protects() { s.round.quorums().all(most) } else { there(s.round.voters) == M };
     }
-    if prev.as_ref().is_some_and(known) {
+    // One in quarantine makes up no number there: see `enough_beside`.
+    if prev.is_some_and(|p| recruits[p] > QUARANTINED) {
         return true;
     }
-    let others = (0..M).filter(known).count();
+    let others = (0..M).filter(known).filter(|i| Some(*i) != prev).count();
     let less = usize::from(scope.lacks(Protection::Quorum));
     let quorum = |(voters, k): (u8, u8)| {
         let of = |i: &usize| voters & 1 << *i != 0;
-        let standbys = (0..M).filter(of).filter(|i| Some(*i) != prev).count();
-        (0..M).filter(of).filter(known).count() >= standbys + 1 - usize::from(k) - less
+        let standbys = || (0..M).filter(of).filter(|i| Some(*i) != prev);
+        standbys().filter(known).count() >= standbys().count() + 1 - usize::from(k) - less
     };
     let complete = s.round.complete.is_known() && recruits.iter().any(|end| *end >= s.round.complete);
     let kept = M - usize::from(s.round.k);

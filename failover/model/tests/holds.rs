@@ -100,6 +100,12 @@ fn four_and_five_nodes() {
 }
 
 #[test]
+fn quarantined_nodes_count_beside_one_that_was_chosen_in_vain() {
+    let scope = Scope { k: 2, writes: 1, crashes: 0, lost: 0, ..Scope::three() };
+    explore::<4>("chosen in vain", scope);
+}
+
+#[test]
 fn two_nodes_go_on_alone_and_succeed_each_other_with_all_that_was_promised() {
     let scope = Scope { change: Change::Available, terms: 2, writes: 2, crashes: 1, lost: 0, ..Scope::three() };
     explore::<2>("available, two nodes", scope);

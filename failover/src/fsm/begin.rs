@@ -202,7 +202,12 @@ impl Planner {
         if was_open && replaced && !begin.allow_loss {
             blockers.extend(self.in_doubt());
         }
-        blockers.extend(self.too_many_failed(now, begin));
+        let failed = self.too_many_failed(now, begin);
+        if failed.is_some() && !was_open && !begin.allow_loss {
+            // Why each of them went back to the same node.
+            blockers.extend(term.prev.as_ref().and_then(|prev| self.in_doubt_of(prev.term, &policy)));
+        }
+        blockers.extend(failed);
         if !begin.allow_loss {
             blockers.extend(self.policy_lost_to_a_backup(now));
         }
@@ -283,14 +288,14 @@ impl Planner {
             usable.remove(leaving);
         }
         // The quarantined, beside who was chosen already.
-        let mut counted = usable.clone();
-        if self.left_chosen().is_some_and(|c| usable.contains(&c.node)) {
-            let quarantined = |n: &&NodeId| matches!(self.unfit(n, now), Some(Unfit::Quarantined { .. }));
-            counted.extend(self.seen.agents.keys().filter(quarantined).cloned());
-        }
+        let chosen = self.left_chosen().filter(|c| c.policy_epoch == policy.epoch);
+        let is_quarantined = |n: &&NodeId| matches!(self.unfit(n, now), Some(Unfit::Quarantined { .. }));
+        let quarantined: BTreeSet<NodeId> = self.seen.agents.keys().filter(is_quarantined).cloned().collect();
+        let there = chosen.as_ref().is_some_and(|c| usable.contains(&c.node));
+        let counted = usable.iter().chain(quarantined.iter().filter(|_| there)).cloned().collect();
         let ends = usable.iter().filter_map(|n| self.end_reported(n, now));
         let enough = match self.history_lost() {
-            false => sync_set::enough(policy, prev.as_ref(), &counted, ends),
+            false => sync_set::enough_beside(policy, prev.as_ref(), &usable, &counted, ends),
             true => sync_set::sufficient_for_any(policy, &counted),
         };
         if enough {
@@ -299,7 +304,12 @@ impl Planner {
         let missing = |node: &NodeId| self.unfit(node, now).map(|unfit| Missing { node: node.clone(), unfit });
         let members = self.seen.agents.keys().filter(|n| policy.counts(n) && Some(*n) != leaving);
         let missing = members.filter_map(missing).collect();
-        short(policy, prev.as_ref(), &usable, missing)
+        let mut blockers = short(policy, prev.as_ref(), &usable, missing);
+        let prev = (prev.as_ref(), !self.history_lost());
+        let awaited =
+            |c: &Chosen| chosen_awaited(policy, prev, &usable, &quarantined, c, self.end_reported(&c.node, now));
+        blockers.extend(chosen.as_ref().filter(|c| Some(&c.node) != leaving).and_then(awaited));
+        blockers
     }
 
     /// A term that etcd tells of as unfinished was open: etcd was restored from a backup.
@@ -314,7 +324,8 @@ impl Planner {
 
     /// Who was chosen last since a term was open, unless terms have been that etcd does not tell of.
     fn left_chosen(&self) -> Option<Chosen> {
-        self.seen.term().filter(|_| self.knows_of_every_term())?.left_chosen()
+        let known = |t: &&TermRecord| self.knows_of_every_term() && t.term > self.choice_doubted_in;
+        self.seen.term().filter(known)?.left_chosen()
     }
 
     /// Where the WAL of a standby ends at least.
@@ -500,6 +511,32 @@ impl Planner {
 fn counts_for_budget(begin: &Begin, old: &TermRecord) -> bool {
     let open = matches!(old.phase, Phase::Active | Phase::Draining);
     begin.cause == Cause::Failover && (begin.failures == 0 || open)
+}
+
+/// Where the WAL of a node ended when it was chosen.
+pub(super) const fn base_of(chosen: &Chosen) -> Position {
+    Position { timeline: chosen.base.timeline, lsn: chosen.base.lsn }
+}
+
+/// Who was chosen in vain, where it would suffice with those that are there and in quarantine, and not without these. `prev`: the
+/// last tenure, and whether that is known for sure.
+pub(super) fn chosen_awaited(
+    policy: &PolicyRecord,
+    prev: (Option<&Tenure>, bool),
+    usable: &BTreeSet<NodeId>,
+    quarantined: &BTreeSet<NodeId>,
+    chosen: &Chosen,
+    have: Option<Position>,
+) -> Option<Blocker> {
+    let names = usable.iter().chain([&chosen.node]).cloned().collect();
+    let counted = quarantined.union(&names).cloned().collect();
+    let enough = |counted| match prev {
+        (prev, true) => sync_set::enough_beside(policy, prev, &names, counted, []),
+        (_, false) => sync_set::sufficient_for_any(policy, counted),
+    };
+    let suffices = enough(&counted) && !enough(&names);
+    let (node, base) = (chosen.node.clone(), base_of(chosen));
+    suffices.then(|| Blocker::ChosenAwaited { node, base, have: have.filter(|have| *have < base) })
 }
 
 pub(super) fn short(

@@ -335,6 +335,16 @@ pub enum Blocker {
         /// Since this term.
         term: Term,
     },
+    /// Who was chosen in a term that was never opened has every acknowledged commit, and would suffice beside those in quarantine.
+    ChosenAwaited {
+        /// The node.
+        node: NodeId,
+        /// Where its WAL ended when it was chosen.
+        base: Position,
+        /// Where it ends now, if that is before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        have: Option<Position>,
+    },
     /// Somebody who is none of the nodes, or a second one under a node's name, has confirmed commits that no other is known
     /// to have.
     CommitsInDoubt {
@@ -522,6 +532,7 @@ impl Blocker {
             Self::LossTooLarge { .. } => "loss_too_large",
             Self::OldPrimaryAwaited { .. } => "old_primary_awaited",
             Self::Suspended { .. } => "suspended",
+            Self::ChosenAwaited { .. } => "chosen_awaited",
             Self::CommitsInDoubt { .. } => "commits_in_doubt",
             Self::TooFewFollowers { .. } => "too_few_followers",
             Self::Busy { .. } => "busy",

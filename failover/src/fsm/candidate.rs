@@ -6,7 +6,7 @@
 
 use crate::api::{Frozen, Position};
 use crate::fsm::preference::{Preference, Willing};
-use crate::fsm::sync_set::{enough, sufficient_for_any};
+use crate::fsm::sync_set::{enough_beside, sufficient_for_any};
 use crate::record::{PolicyRecord, Tenure};
 use cluster::{Lsn, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,10 +108,11 @@ type Known<'a> = (&'a NodeId, Position, Lsn);
 fn pool_of<'a>(known: &[Known<'a>], wishes: &Wishes<'_>, keep: impl Fn(&NodeId) -> bool) -> Option<Vec<Known<'a>>> {
     let pool: Vec<Known<'a>> = known.iter().filter(|(n, ..)| keep(n)).copied().collect();
     let names: BTreeSet<NodeId> = pool.iter().map(|(n, ..)| (*n).clone()).collect();
-    let names = Beside::counted(wishes.beside, &names);
+    let counted = Beside::counted(wishes.beside, &names);
+    let ends = pool.iter().map(|(_, end, _)| *end);
     let enough = match wishes.history_lost {
-        false => enough(wishes.policy, wishes.prev, &names, pool.iter().map(|(_, end, _)| *end)),
-        true => sufficient_for_any(wishes.policy, &names),
+        false => enough_beside(wishes.policy, wishes.prev, &names, &counted, ends),
+        true => sufficient_for_any(wishes.policy, &counted),
     };
     let complete = wishes.allow_loss || enough;
     (!pool.is_empty() && complete).then_some(pool)

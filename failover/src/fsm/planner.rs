@@ -59,6 +59,10 @@ pub struct Planner {
     pub(super) clock: LsnClock,
     /// Highest term that any agent says it promised.
     pub(super) promised: Term,
+    /// There was a term that etcd does not tell of, as was found out in this one.
+    pub(super) history_lost_in: Term,
+    /// There may have been one, as was found out in this one: who was chosen before it need not have everything.
+    pub(super) choice_doubted_in: Term,
     /// Highest term that any agent says it has read as open.
     pub(super) opened: Term,
     /// The term whose primary this manager has seen at work.
@@ -125,6 +129,8 @@ impl Planner {
             remove_op: None,
             clock: LsnClock::default(),
             promised: Term(0),
+            history_lost_in: Term(0),
+            choice_doubted_in: Term(0),
             opened: Term(0),
             saw_primary: Term(0),
             told_open: Term(0),

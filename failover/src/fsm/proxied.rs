@@ -10,7 +10,7 @@ use crate::fsm::blocker::{Blocker, Verdict};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::{Flow, Planner};
 use crate::fsm::round::Begin;
-use crate::record::{Cause, Phase};
+use crate::record::{Cause, Phase, TermRecord};
 use cluster::{Instant, NodeId, Term};
 use std::time::Duration;
 
@@ -112,9 +112,11 @@ impl Planner {
     }
 
     /// Otherwise there are promises to terms that etcd does not know, or a proxy has read of one, or one was open that etcd
-    /// tells of as unfinished: it was restored from a backup, and what was acknowledged since is unknown.
+    /// tells of as unfinished, or somebody has the record of one: it was restored from a backup, and what was acknowledged since is
+    /// unknown.
     pub(super) fn knows_of_every_term(&self) -> bool {
-        self.agents_know_no_more() && self.proxied().is_none()
+        let lost = |t: &TermRecord| !t.is_open() && t.term <= self.history_lost_in;
+        self.agents_know_no_more() && self.proxied().is_none() && !self.seen.term().is_some_and(lost)
     }
 
     /// The same of the agents alone.

@@ -2,17 +2,16 @@
 
 use crate::api::{Follow, Freeze, Frozen, Position, Promote, Recover};
 use crate::fsm::action::{Action, ChangeKind, Command, Guard, RecordPut};
-use crate::fsm::begin::short;
+use crate::fsm::begin::{base_of, chosen_awaited, short};
 use crate::fsm::blocker::{Blocker, Missing, Unfit, Verdict, list};
 use crate::fsm::candidate::{Beside, Choice, Wishes, choose};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::{Planner, Stage};
 use crate::fsm::preference::Preference;
 use crate::fsm::report::{observed, phase};
-use crate::fsm::restored::heed_records;
 use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
-use crate::record::{Cause, Phase, Recruit, TermRecord};
+use crate::record::{Cause, Chosen, Phase, Recruit, TermRecord};
 use cluster::timeline::{Fork, History};
 use cluster::{Instant, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +22,6 @@ const NEAR: u64 = 1 << 20;
 impl Planner {
     pub(super) fn recruit(&mut self, now: Instant, round: &mut Round, out: &mut Vec<Action>) {
         self.ask_to_freeze(now, round, out);
-        heed_records(round);
         let usable = self.usable(round);
         let waited = now.since(round.started) >= self.settings.recruit_grace;
         let reachable = |n: &&NodeId| self.seen.reachable(n, now, &self.settings).is_some();
@@ -35,7 +33,7 @@ impl Planner {
         // Not told which timelines there may be, nobody knows who was primary last either.
         let known = round.is_prev_known();
         let enough = match known {
-            true => sync_set::enough(&round.policy, round.prev.as_ref(), &counted, ends),
+            true => sync_set::enough_beside(&round.policy, round.prev.as_ref(), &names, &counted, ends),
             false => sync_set::sufficient_for_any(&round.policy, &counted),
         };
         round.enough_since = if enough { round.enough_since.or(Some(now)) } else { None };
@@ -156,15 +154,29 @@ impl Planner {
     /// was open since. The others are counted to be sure that they have promised this term, and that none of them knows of
     /// one which etcd does not: for that a quarantined one is as good as any.
     fn beside(&self, round: &Round, usable: &BTreeMap<NodeId, Frozen>) -> Option<Beside> {
-        let chosen = round.chosen_before.as_ref()?;
-        let base = Position { timeline: chosen.base.timeline, lsn: chosen.base.lsn };
+        let chosen = self.chosen_before(round)?;
+        let base = base_of(chosen);
         let whole = usable.get(&chosen.node).is_some_and(|f| f.quarantine.is_none() && f.position >= Some(base));
+        whole.then(|| Beside { node: chosen.node.clone(), quarantined: self.quarantined(round) })
+    }
+
+    /// Who was chosen, by the policy that holds still, unless somebody has WAL of a timeline that no term has made, as far as
+    /// etcd tells. That may be a later choice's, which has what this one lacks; whether its bearer is quarantined tells
+    /// nothing.
+    fn chosen_before<'a>(&self, round: &'a Round) -> Option<&'a Chosen> {
+        let chosen = round.chosen_before.as_ref().filter(|c| c.policy_epoch == round.policy.epoch)?;
+        let ours = |f: &&Frozen| self.seen.foreign(f.system_id.as_ref()).is_none();
+        let past_it = round.frozen.values().filter(ours).any(|f| promoted_past_us(round, f).is_some());
+        (!past_it).then_some(chosen)
+    }
+
+    /// Frozen, and in quarantine.
+    fn quarantined(&self, round: &Round) -> BTreeSet<NodeId> {
         let counts = |(n, f): &(&NodeId, &Frozen)| {
             let ours = self.seen.foreign(f.system_id.as_ref()).is_none();
             f.quarantine.is_some() && ours && round.policy.counts(n) && !self.seen.fenced(n)
         };
-        let quarantined = round.frozen.iter().filter(counts).map(|(n, _)| n.clone()).collect();
-        whole.then(|| Beside { node: chosen.node.clone(), quarantined })
+        round.frozen.iter().filter(counts).map(|(n, _)| n.clone()).collect()
     }
 
     /// A term that was allowed to lose data and never opened has left its timeline behind; this one is not allowed to.
@@ -261,7 +273,14 @@ impl Planner {
         };
         let members = self.seen.agents.keys().filter(|n| round.policy.counts(n));
         let missing = members.filter_map(missing).collect();
-        short(&round.policy, round.prev.as_ref(), usable, missing)
+        let mut blockers = short(&round.policy, round.prev.as_ref(), usable, missing);
+        let have = |n: &NodeId| round.frozen.get(n).and_then(|f| f.position);
+        let (prev, known) = (round.prev.as_ref(), round.is_prev_known());
+        let awaited = |c: &Chosen| {
+            chosen_awaited(&round.policy, (prev, known), usable, &self.quarantined(round), c, have(&c.node))
+        };
+        blockers.extend(self.chosen_before(round).and_then(awaited));
+        blockers
     }
 
     /// T2.

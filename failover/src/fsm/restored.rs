@@ -7,7 +7,6 @@ use crate::api::{Frozen, PostgresState};
 use crate::fsm::action::Action;
 use crate::fsm::blocker::list;
 use crate::fsm::planner::Planner;
-use crate::fsm::report::observed;
 use crate::fsm::round::{Round, Step};
 use cluster::{Instant, NodeId, Term};
 
@@ -43,19 +42,19 @@ impl Planner {
         let who: Vec<&NodeId> = self.seen.agents.keys().filter(|n| frozen(n) || at_work(n)).collect();
         (!who.is_empty()).then(|| format!("timeline {number} is there already, at {}", list(&who)))
     }
-}
 
-/// A recruit that has the record of a term which had nobody chosen, as far as etcd tells: etcd was restored from a backup of
-/// the time before. Who was primary last is not known then, and which timelines there are neither.
-pub(super) fn heed_records(round: &mut Round) {
-    let Some(newest) = round.newest_timeline else { return };
-    let made = |f: &&Frozen| {
-        let timeline = f.position.map(|p| p.timeline).filter(|t| *t > newest);
-        timeline.is_some() && f.recorded.and_then(Term::timeline) == timeline
-    };
-    let Some(frozen) = round.frozen.values().find(made) else { return };
-    let term = frozen.recorded.unwrap_or_default();
-    let told = format!("etcd was restored from a backup: {} has the record of term {term}", frozen.node);
-    observed(&mut round.journal, told);
-    (round.history_lost, round.newest_timeline, round.chosen_before) = (true, None, None);
+    /// A recruit that has the record of a term which had nobody chosen, as far as etcd tells: etcd was restored from a backup
+    /// of the time before. Who was primary last is not known then, and which timelines there are neither. The record of the
+    /// term that is begun instead says so: whoever leads then need not hear it from that recruit.
+    pub(super) fn told_by_a_record(&self, round: &Round) -> Option<String> {
+        let newest = round.newest_timeline.filter(|_| matches!(round.step, Step::Recruiting))?;
+        let made = |f: &&Frozen| {
+            let timeline = f.position.map(|p| p.timeline).filter(|t| *t > newest);
+            timeline.is_some() && f.recorded.and_then(Term::timeline) == timeline
+        };
+        let ours = |f: &&Frozen| self.seen.foreign(f.system_id.as_ref()).is_none();
+        let frozen = round.frozen.values().filter(ours).find(made)?;
+        let term = frozen.recorded.unwrap_or_default();
+        Some(format!("etcd was restored from a backup: {} has the record of term {term}", frozen.node))
+    }
 }

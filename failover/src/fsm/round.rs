@@ -259,7 +259,12 @@ impl Planner {
             let why = "etcd was restored from a backup: an agent has read that this term was open";
             return self.give_up(now, *round, why, None, out);
         }
+        if let Some(why) = self.told_by_a_record(&round) {
+            self.history_lost_in = round.term;
+            return self.give_up(now, *round, &why, None, out);
+        }
         if let Some(why) = self.number_is_taken(now, &round) {
+            self.choice_doubted_in = round.term;
             return self.give_up(now, *round, &why, None, out);
         }
         let lost = match &round.step {

@@ -81,19 +81,39 @@ pub fn enough(
     usable: &BTreeSet<NodeId>,
     ends: impl IntoIterator<Item = Position>,
 ) -> bool {
-    sufficient(policy, prev, usable) || ends.into_iter().any(|end| complete(policy, end))
+    enough_beside(policy, prev, usable, usable, ends)
+}
+
+/// The same where more count than are usable: they make up the number, and nothing is said of what they have.
+pub fn enough_beside(
+    policy: &PolicyRecord,
+    prev: Option<&Tenure>,
+    usable: &BTreeSet<NodeId>,
+    counted: &BTreeSet<NodeId>,
+    ends: impl IntoIterator<Item = Position>,
+) -> bool {
+    sufficient_beside(policy, prev, usable, counted) || ends.into_iter().any(|end| complete(policy, end))
 }
 
 /// Do the nodes of `usable` (frozen, or such as could be frozen) suffice to replace `prev`, whatever they have?
 ///
 /// Without a previous tenure nothing was ever acknowledged, so any node will do.
 pub fn sufficient(policy: &PolicyRecord, prev: Option<&Tenure>, usable: &BTreeSet<NodeId>) -> bool {
+    sufficient_beside(policy, prev, usable, usable)
+}
+
+fn sufficient_beside(
+    policy: &PolicyRecord,
+    prev: Option<&Tenure>,
+    usable: &BTreeSet<NodeId>,
+    counted: &BTreeSet<NodeId>,
+) -> bool {
     let Some(prev) = prev else { return !usable.is_empty() };
     if usable.contains(&prev.node) {
         return true;
     }
     let meets = |(voters, k): (&[NodeId], u32)| {
-        let there = voters.iter().filter(|v| usable.contains(v)).count();
+        let there = voters.iter().filter(|v| **v != prev.node && counted.contains(v)).count();
         there >= needed_of(voters, k, Some(&prev.node))
     };
     match rule(policy) {
@@ -318,6 +338,18 @@ mod tests {
     fn the_old_primary_alone_is_complete() {
         assert!(sufficient(&policy(3, 1), Some(&prev("n1")), &set(&nodes(1))));
         assert!(!sufficient(&policy(3, 1), Some(&prev("n3")), &set(&nodes(1))));
+    }
+
+    /// It is complete where its own WAL is known; one that was rewound is no more than any other, and no standby of its own.
+    #[test]
+    fn an_old_primary_that_only_makes_up_the_number_does_not() {
+        let usable = set(&nodes(2)[1..]);
+        let enough =
+            |m, k, counted: &[NodeId]| enough_beside(&policy(m, k), Some(&prev("n1")), &usable, &set(counted), []);
+        assert!(!enough(3, 1, &nodes(2)));
+        assert!(enough(3, 1, &nodes(3)));
+        assert!(!enough(5, 2, &nodes(3)));
+        assert!(enough(5, 2, &nodes(4)));
     }
 
     #[test]

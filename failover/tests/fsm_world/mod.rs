@@ -15,7 +15,7 @@ use failover::fsm::observe::{At, Records};
 use failover::fsm::planner::Planner;
 use failover::fsm::timers::Settings;
 use failover::record::{
-    Cause, FenceRecord, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, Standing,
+    Cause, Chosen, FenceRecord, Limits, MemberRecord, Mode, Phase, PolicyRecord, PrimaryRecord, ProxyRecord, Standing,
     Suspension, Tenure, TermRecord,
 };
 use parse::Words;
@@ -449,12 +449,20 @@ impl World {
         });
         let prev = prev.transpose()?.or(old.prev.clone());
         let fork = words.optional::<String>("fork")?.map(|f| parse::position(&f)).transpose()?;
+        // `chosen=NODE@TL:LSN [chosen_by=EPOCH]`: in vain, before.
+        let policy_epoch = words.optional("chosen_by")?.unwrap_or(old.policy_epoch);
+        let chosen = words.optional::<String>("chosen")?.map(|c| -> Result<Chosen, String> {
+            let (node, base) = c.split_once('@').ok_or("chosen=NODE@TL:LSN")?;
+            let (node, base) = (node.parse().map_err(|_| "a node's name")?, parse::position(base)?);
+            Ok(Chosen { node, base: Fork { timeline: base.timeline, lsn: base.lsn }, policy_epoch })
+        });
         let value = TermRecord {
+            chosen_before: chosen.transpose()?,
             term: Term(words.optional("term")?.unwrap_or(old.term.0)),
             phase: words.optional::<String>("phase")?.map_or(Ok(old.phase), |p| parse::phase(&p))?,
             coordinator: words.optional("by")?.unwrap_or_else(|| old.coordinator.clone()),
             node: words.optional("node")?.or(old.node),
-            newest_timeline: prev.as_ref().map(|p| p.timeline),
+            newest_timeline: words.optional("newest")?.map(TimelineId).or(prev.as_ref().map(|p| p.timeline)),
             holds_all_of: None,
             history_lost: words.flag("history_lost"),
             fork: fork.map(|f| Fork { timeline: f.timeline, lsn: f.lsn }),

@@ -180,6 +180,18 @@ impl fmt::Display for Blocker {
             Self::Suspended { since, term } => {
                 write!(f, "commits past {since} (term {term}) were acknowledged without a standby")
             }
+            Self::ChosenAwaited { node, base, have: None } => write!(
+                f,
+                "{node} was chosen in a term that was never opened, and is enough beside those in quarantine as soon as it is there \
+                 with all that it had then (up to {} on timeline {})",
+                base.lsn, base.timeline
+            ),
+            Self::ChosenAwaited { node, base, have: Some(have) } => write!(
+                f,
+                "{node} was chosen in a term that was never opened, and would be enough beside those in quarantine, but has lost a \
+                 part of what it had then: it ends at {} on timeline {}, and had {} on timeline {}",
+                have.lsn, have.timeline, base.lsn, base.timeline
+            ),
             Self::CommitsInDoubt { nodes, lsn, term } => write!(
                 f,
                 "commits up to {lsn} and past it (term {term}) may be only with somebody else under the name of {}: the old primary \
