@@ -58,9 +58,11 @@ impl Session {
     }
 
     /// Must a read wait before it goes to the primary that the session has, which may not show yet what it has read at standbys?
-    /// A block does not wait, nor does what was looked for just now.
+    /// A block does not wait, nor does what was looked for just now, unless that was taken to prove its term by a commit, without
+    /// a look at anything else.
     pub(super) fn must_be_shown(&mut self, unit: &Unit, now: Instant) -> bool {
-        let looks = unit.read && !self.own && self.chosen.is_none() && self.fresh.is_none();
+        let looked = self.chosen.as_ref().is_some_and(|reason| !matches!(reason, Reason::Unproven { .. }));
+        let looks = unit.read && !self.own && !looked && self.fresh.is_none();
         looks && self.causality.borrow().has_seen() && self.unshown(now).is_some()
     }
 
