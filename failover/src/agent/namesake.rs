@@ -2,7 +2,8 @@
 //!
 //! A name has one address on record, and orders go there. Whoever finds another agent there that answers leaves the record alone,
 //! and asks again and again, which is how that one knows. Both say so and refuse to be frozen: which of them has what the node has
-//! acknowledged nobody can tell. Managers do not count on either, so they begin nothing that it would be needed for. One that cannot be reached is taken for the node's last, which is dead or has moved.
+//! acknowledged nobody can tell. Managers do not count on either, so they begin nothing that it would be needed for. One that
+//! cannot be reached is taken for the node's last, which is dead or has moved.
 
 use super::Agent;
 use crate::api::AgentState;
@@ -26,7 +27,7 @@ impl Agent {
         };
         let may = other.may_register(namesake, first, self.env.clock.now());
         self.takes(other.place());
-        if let Some(found) = found.filter(|_| !may) {
+        if let Some(found) = found.filter(|_| other.was_heard()) {
             let (node, at) = (&self.env.config.node, &found.agent);
             self.has_namesake(format!(
                 "another agent is on record as {node}, at {at}: give one of them its own name, or stop it; \
@@ -61,10 +62,8 @@ impl Agent {
                 // This agent itself at an address that was the other's, say.
                 _ => Namesake::Gone,
             },
-            // No agent, or one of another cluster.
-            Ok((StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, _)) | Err(ExchangeError::ConnectionRefused) => {
-                Namesake::Gone
-            }
+            Err(ExchangeError::ConnectionRefused) => Namesake::Gone,
+            // Nor is one that has another secret known to be another cluster's.
             Ok(_) | Err(_) => Namesake::Silent,
         }
     }

@@ -244,7 +244,7 @@ impl Agent {
                 let records = records.borrow_and_update();
                 let found = records.members.get(&c.node);
                 let removed = records.fences.get(&c.node).is_some_and(|f| f.removed);
-                (removed, written.is_some() && found.is_some_and(|m| m.holder != member.holder))
+                (removed, written.is_some() && found.is_none_or(|m| m.holder != member.holder))
             };
             if removed {
                 // Until an operator lifts the fence; then it is told anew.
@@ -262,6 +262,10 @@ impl Agent {
                 }
                 other.registered();
                 written = Some(member);
+                if taken {
+                    // Two that do not find each other would write by turns.
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
             }
             tokio::select! {
                 changed = state.changed() => if changed.is_err() { return },

@@ -33,6 +33,8 @@ pub enum Place {
 
 /// So long one that has lived must have been away before its place is taken. An agent is started again sooner.
 const AWAY: Duration = Duration::from_secs(60);
+/// And one that was never heard, where the record was this agent's before: etcd was restored, or the two cannot reach each other.
+const UNHEARD: Duration = Duration::from_secs(10);
 /// Of the time between two looks so much counts, lest one that stood still takes what it did not hear for silence.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
 
@@ -55,7 +57,8 @@ impl Other {
             return false;
         }
         let away = self.away.map_or(Duration::ZERO, |(at, away)| away + now.since(at).min(BETWEEN_LOOKS));
-        let may = away >= AWAY || !self.lived && (first || found == Namesake::Gone);
+        let enough = if self.lived { AWAY } else { UNHEARD };
+        let may = away >= enough || !self.lived && (first || found == Namesake::Gone);
         self.lived &= !may;
         self.away = (!may).then_some((now, away));
         may
@@ -64,6 +67,11 @@ impl Other {
     /// The agent is on record.
     pub fn registered(&mut self) {
         self.was_on_record = true;
+    }
+
+    /// It was heard, and its place was not taken since.
+    pub fn was_heard(&self) -> bool {
+        self.lived
     }
 
     /// Once it was looked for.
@@ -123,7 +131,8 @@ mod tests {
         }
         // Nor by what an etcd that was restored tells of, at an address that does not answer.
         let mut other = Other::default();
-        assert_eq!(looks(&mut other, Silent, !FIRST, 0..61).iter().position(|may| *may), Some(60));
+        assert_eq!(looks(&mut other, Silent, !FIRST, 0..61).iter().position(|may| *may), Some(10));
+        assert!(!other.was_heard());
         assert_eq!(looks(&mut Other::default(), Gone, !FIRST, 0..1), [true]);
     }
 
