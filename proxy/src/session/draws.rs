@@ -41,13 +41,15 @@ fn is_foreign(meta: &Meta, draws: &Draws) -> bool {
 /// So much of a text is looked at for what draws.
 const LOOKED_AT: usize = 256;
 
-/// Is this known to draw, by its words? What executes what was prepared before shows none.
-fn draws_by_its_words(input: &[u8]) -> bool {
+/// Is a text known to draw, by its words?
+fn draws_by_its_words(sql: &[u8]) -> bool {
     let words: [&[u8]; 4] = [b"insert", b"nextval", b"copy", b"merge"];
-    let text = &input[..input.len().min(LOOKED_AT)];
+    let text = &sql[..sql.len().min(LOOKED_AT)];
+    let within = |at: usize| text.get(at).is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
     let begins = |at: &usize| matches!(text[*at] | 0x20, b'i' | b'n' | b'c' | b'm');
     (0..text.len()).filter(begins).any(|at| {
-        words.iter().any(|word| text.get(at..at + word.len()).is_some_and(|here| here.eq_ignore_ascii_case(word)))
+        let is = |word: &[u8]| text.get(at..at + word.len()).is_some_and(|here| here.eq_ignore_ascii_case(word));
+        words.iter().any(|word| is(word) && !within(at + word.len()) && !at.checked_sub(1).is_some_and(within))
     })
 }
 
@@ -106,12 +108,12 @@ impl Session {
             self.begin_draws(false);
         }
         if (!discarded || self.values() == SequenceValues::Pin) && self.may_draw(input, unit) {
-            self.draw(&input[..unit.len]);
+            self.draw(input, unit);
         }
     }
 
     /// What more than reads was sent to the primary: it may have drawn from sequences there.
-    fn draw(&mut self, input: &[u8]) {
+    fn draw(&mut self, input: &[u8], unit: &Unit) {
         let Some(server) = &self.server else { return };
         if server.meta.drew == 0 || server.meta.drew != self.draws.run {
             let before = server.meta.drew != 0;
@@ -119,7 +121,11 @@ impl Session {
         }
         let before = self.server.as_ref().is_some_and(|server| server.meta.drew_before);
         // Without others before it, all that is there is its own.
-        self.draws.known |= before && !self.draws.known && draws_by_its_words(input);
+        if before && !self.draws.known {
+            let mut known = false;
+            self.each_text(input, unit, |sql| known |= draws_by_its_words(sql));
+            self.draws.known = known;
+        }
         let keeps = self.mode == PoolMode::Transaction
             && !(self.read_only || self.pins.has(PinReason::Sequence))
             && (!before || self.draws.known)
@@ -198,7 +204,15 @@ mod tests {
         {
             assert!(draws_by_its_words(text.as_bytes()), "{text}");
         }
-        for text in ["", "update t set i = 1", "delete from t", "select 1", "inser", "lock table t"] {
+        for text in [
+            "",
+            "update t set i = 1",
+            "delete from t",
+            "select 1",
+            "inser",
+            "lock table t",
+            "update t set inserted = copy_no",
+        ] {
             assert!(!draws_by_its_words(text.as_bytes()), "{text}");
         }
     }
