@@ -9,7 +9,6 @@ use crate::session::cancel::pid_of;
 use crate::session::client::{Loss, MAX_PENDING, Session, Tail, Turn, fill};
 use crate::session::durability::{Known, level};
 use crate::session::presence::Activity;
-use crate::session::recheck::Runs;
 use crate::session::relay::{Described, Event, Host, PROTOCOL_VIOLATION, Reported, Undo};
 use crate::session::server::Meta;
 use crate::session::tracking::Tracking;
@@ -34,8 +33,6 @@ struct Conversation<'a> {
     keeps: bool,
     /// The process number that the client was given.
     pid: u32,
-    /// The oldest unit, as far as it is kept.
-    oldest: Runs<'a>,
 }
 
 impl Host for Conversation<'_> {
@@ -49,7 +46,7 @@ impl Host for Conversation<'_> {
 
     fn must_recheck(&self) -> bool {
         // A session that keeps its server would leave it for good.
-        !self.keeps && self.w.must_recheck(&self.meta.node, self.oldest.key())
+        !self.keeps && self.w.must_recheck(&self.meta.node)
     }
 
     fn hears(&self) -> bool {
@@ -155,15 +152,12 @@ impl Session {
         let meta = &server.meta;
         let keeps = self.mode == PoolMode::Session || !self.pins.is_empty();
         let pid = pid_of(self.w.index, self.place);
-        let kept = self.retained_lens.front().copied().unwrap_or(0);
-        let (unit, database) = (&self.retained[..kept], &*self.identity.dbname);
-        let oldest = Runs { unit, statements: &self.statements, database };
-        let host = Conversation { w: &self.w, meta, tracking: &self.tracking, keeps, pid, oldest };
+        let host = Conversation { w: &self.w, meta, tracking: &self.tracking, keeps, pid };
         // A cancelled wait for a standby is told by a notice, unless the session has switched notices off.
         if self.cancelled && self.hides_notices() {
             self.relay.doubt(host.not_replicated());
         }
-        self.relay.head_kept = kept > 0;
+        self.relay.head_kept = self.retained_lens.front().is_some_and(|&len| len > 0);
         let (hiding, blind) = (self.relay.hiding(), self.relay.is_blind());
         let at_once = server.meta.role == Role::Primary && self.leaves_at_once();
         let mut sink = Sink::new(self.w.take_spare());

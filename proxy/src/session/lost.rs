@@ -54,7 +54,6 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let undone = status != TxStatus::Idle && (unbegun || unrun || !s.relay.may_commit());
     let mark = s.relay.mark().filter(|_| loss != Loss::HoldTimeout);
     let lacks = s.relay.lacks.take().filter(|_| matches!(loss, Loss::Refused(_)));
-    let lacks = lacks.map(|told| s.lacking(told));
     if let Loss::Refused(code) = loss {
         s.remember_refusal(code);
     }
@@ -81,8 +80,8 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     if let Loss::Refused(_) = loss {
         s.avoid.push(node.clone());
     }
-    if let Some(recheck) = lacks {
-        s.recheck(recheck);
+    if let Some(told) = lacks {
+        s.recheck(told);
     }
     let wrote = s.forget_transaction(delivered || status != TxStatus::Idle);
     if delivered && standby {
@@ -208,7 +207,7 @@ pub(super) fn tell_resolved(s: &mut Session, owed: Owed, mark: &Mark, verdict: V
 fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>) {
     let Owed { verdicts, entries, registered, facts, loss, listened: _ } = owed;
     let mut entries = entries.into_iter();
-    let mut kept = 0;
+    let (mut kept, mut repeats) = (0, false);
     for (i, verdict) in verdicts.iter().enumerate() {
         let unit: Vec<Entry> = take_unit(&mut entries);
         let len = s.retained_lens.get(i).copied().unwrap_or(0);
@@ -216,6 +215,7 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
             let asks = s.rechecks.as_deref().is_some_and(|recheck| recheck.told.is_some());
             s.w.counts.retried(retried_for(loss, asks));
             repeat(s, kept);
+            repeats = i == 0;
             break;
         }
         kept += len;
@@ -246,6 +246,9 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
                 s.statements.unnamed = None;
             }
         }
+    }
+    if !repeats {
+        s.forget_recheck();
     }
     s.correct();
     s.retained.clear();

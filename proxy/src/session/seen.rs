@@ -78,6 +78,8 @@ impl Session {
     pub(super) fn hold_unshown(&mut self, now: Instant) -> Option<Step> {
         let (left, since) = self.unshown(now)?;
         if left.is_zero() {
+            // It is to prove its term all the same.
+            self.doubted |= matches!(self.chosen, Some(Reason::Unproven { .. }));
             let reason = Reason::Unconfirmed { since };
             (self.reason, self.chosen) = (reason.as_str(), Some(reason));
             return self.tell_lost(false, now);

@@ -104,9 +104,6 @@ impl Session {
             }
         }
         let outside = unit.read && !missing && !self.replants;
-        if outside {
-            self.avoid_lacking(&input[..unit.len]);
-        }
         let promise = self.promise_to_keep();
         let access = if outside { self.access_outside() } else { access };
         let (database, causality, avoid) = (self.identity.database.as_str(), &*self.causality, self.avoid.as_slice());

@@ -174,9 +174,6 @@ impl Worker {
         if !self.misroutes.borrow().is_empty() {
             self.misroutes.borrow_mut().expire(self.now());
         }
-        if self.knows_lacking() {
-            self.rechecks.borrow_mut().expire(self.now());
-        }
         let mut totals = Totals {
             sessions: self.shared.boards[self.index].sessions.load(Ordering::Relaxed) as u64,
             held: self.held.get(),
