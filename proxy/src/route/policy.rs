@@ -121,18 +121,9 @@ impl Lag {
 
     /// May that standby lack something that `topology`'s primary had when it was sampled last?
     pub fn may_lack(&self, node: &NodeId, topology: &Topology) -> bool {
-        self.end_of(topology).is_none_or(|end| self.lacks(node, end))
-    }
-
-    /// Has that standby, as far as is known, not replayed so much?
-    pub fn lacks(&self, node: &NodeId, position: Lsn) -> bool {
+        let Some(primary) = self.primary_of(topology) else { return true };
         let sample = self.snapshot.standby(node).and_then(|standby| standby.sample.as_ref());
-        sample.is_none_or(|sample| sample.replay_lsn < position)
-    }
-
-    /// How far the WAL of `topology`'s primary had come when it was sampled last.
-    pub fn end_of(&self, topology: &Topology) -> Option<Lsn> {
-        self.primary_of(topology).map(|primary| primary.insert_lsn)
+        sample.is_none_or(|sample| sample.replay_lsn < primary.insert_lsn)
     }
 
     /// Which server answers to a standby's name who samples it. `None`: none does, or it does not tell.

@@ -3,7 +3,6 @@
 use crate::metrics::bump;
 use crate::route::{Misroutes, Reason};
 use crate::session::client::Session;
-use crate::session::statements::ClientStatements;
 use crate::sql::{Access, FunctionTable, LexRules, Recall, Statement, classify, executed, fingerprint};
 use crate::wire::codec::head;
 use crate::wire::frontend;
@@ -119,40 +118,31 @@ impl Session {
         tracing::info!(%node, ?role, reason = self.reason, database, shapes, "statement routed");
     }
 
+    /// The shapes of what a unit parses or executes, and of the statements that its EXECUTEs name. What it parses and executes
+    /// counts once.
     fn shapes(&self, unit: &[u8], counts: impl Fn(&[u8]) -> bool) -> Vec<u64> {
-        shapes(unit, &self.statements, &self.identity.dbname, counts)
-    }
-}
-
-/// The shapes of what a unit parses or executes, and of the statements that its EXECUTEs name. What it parses and executes
-/// counts once.
-pub(super) fn shapes(
-    unit: &[u8],
-    statements: &ClientStatements,
-    database: &str,
-    counts: impl Fn(&[u8]) -> bool,
-) -> Vec<u64> {
-    let (mut shapes, mut parsed, mut at) = (Vec::new(), Vec::new(), 0);
-    let mut add = |sql: &[u8]| {
-        let named = executed(sql).and_then(|name| statements.sql(&name));
-        let texts = std::iter::once(sql).chain(named).filter(|sql| counts(sql));
-        shapes.extend(texts.map(|sql| shape(database, sql)));
-    };
-    while let Ok(Some(head)) = head(&unit[at..]) {
-        let Some(frame) = unit.get(at..at + head.total) else { break };
-        match head.kind {
-            b'Q' => frontend::query(frame).into_iter().for_each(&mut add),
-            b'P' => frontend::parse(frame).into_iter().for_each(|p| {
-                parsed.push(p.name);
-                add(p.sql);
-            }),
-            b'B' => {
-                let bound = frontend::bind(frame).filter(|b| !parsed.contains(&b.statement));
-                bound.and_then(|b| statements.sql(b.statement)).into_iter().for_each(&mut add);
+        let (mut shapes, mut parsed, mut at) = (Vec::new(), Vec::new(), 0);
+        let mut add = |sql: &[u8]| {
+            let named = executed(sql).and_then(|name| self.statements.sql(&name));
+            let texts = std::iter::once(sql).chain(named).filter(|sql| counts(sql));
+            shapes.extend(texts.map(|sql| shape(&self.identity.dbname, sql)));
+        };
+        while let Ok(Some(head)) = head(&unit[at..]) {
+            let Some(frame) = unit.get(at..at + head.total) else { break };
+            match head.kind {
+                b'Q' => frontend::query(frame).into_iter().for_each(&mut add),
+                b'P' => frontend::parse(frame).into_iter().for_each(|p| {
+                    parsed.push(p.name);
+                    add(p.sql);
+                }),
+                b'B' => {
+                    let bound = frontend::bind(frame).filter(|b| !parsed.contains(&b.statement));
+                    bound.and_then(|b| self.statements.sql(b.statement)).into_iter().for_each(&mut add);
+                }
+                _ => {}
             }
-            _ => {}
+            at += head.total;
         }
-        at += head.total;
+        shapes
     }
-    shapes
 }
