@@ -552,6 +552,35 @@ fn what_a_standby_has_refused_goes_to_the_primary_at_once() {
 }
 
 #[test]
+fn a_standby_that_has_refused_a_statement_serves_others_at_once() {
+    let c = Cluster::start(1, |raw| raw.workers = 1);
+    c.psql("create sequence s_seq; create function f(int) returns bigint stable language sql as 'select nextval(''s_seq'')'")
+        .unwrap();
+    c.replicate();
+    let mut s = Raw::login(c.port, &[]);
+    let first = "select current_setting('cluster_name') /* first */";
+    wait_for("the standby to serve a read", || words(&s.query(first)).contains("D n2").then_some(()));
+    let backend = |of: &str| c.nodes[1].psql(&format!("select pid from pg_stat_activity where {of}"));
+    let pid = backend("query like '%first%' and pid <> pg_backend_pid()");
+    // Of what it refuses, and of what it does not know, the error and the end came in one piece: nothing is to be waited for.
+    for (sql, told, counted) in [
+        ("select f(1)", "C SELECT 1", "pgtenure_proxy_misroutes_total"),
+        ("select * from unknown_table", "E 42P01", "pgtenure_proxy_retries_total"),
+    ] {
+        let before = c.counter(counted);
+        wait_for("it to be asked of the standby first", || {
+            let answer = words(&s.query(sql));
+            assert!(answer.contains(told), "{answer}");
+            (c.counter(counted) > before).then_some(())
+        });
+        let rests = format!("pid = {pid} and state = 'idle' and query = 'DISCARD ALL'");
+        wait_for("the standby's server to be clean again", || (backend(&rests) == pid).then_some(()));
+        wait_for("it to serve a read", || words(&s.query(first)).contains("D n2").then_some(()));
+        assert_eq!(backend(&format!("pid = {pid} and query like '%first%'")), pid, "another server has served that");
+    }
+}
+
+#[test]
 fn a_drained_proxy_lets_transactions_end() {
     let mut c = Cluster::start(0, |_| {});
     let mut inside = Raw::login(c.port, &[]);

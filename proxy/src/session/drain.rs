@@ -204,6 +204,8 @@ impl Drained {
     async fn settle(&mut self) -> Result<(), DrainError> {
         let mut chunk = vec![0; CHUNK];
         loop {
+            // All that is owed may have come before the session left it: what it was refused, say.
+            self.read_rest()?;
             self.end_open()?;
             if !self.relay.busy() {
                 // The rest of a COPY that has failed, say: the next client's must not come behind a part of it.
@@ -215,7 +217,6 @@ impl Drained {
             }
             self.left = self.left.checked_sub(n as u64).ok_or(DrainError::TooLong { limit: self.limit })?;
             self.rest.extend_from_slice(&chunk[..n]);
-            self.read_rest()?;
         }
     }
 
