@@ -43,7 +43,7 @@ fn send(s: &mut Raw, sql: &str) {
 fn an_explicit_commit_is_not_told_to_stop_waiting() {
     let c = Cluster::start(0, |_| {});
     c.psql("create table t(a int)").expect("nothing hangs yet");
-    let mut s: Vec<Raw> = (0..5).map(|_| Raw::login(c.port, &[])).collect();
+    let mut s: Vec<Raw> = (0..6).map(|_| Raw::login(c.port, &[])).collect();
     for gid in ["two", "none"] {
         s[0].query("begin");
         s[0].query("insert into t values (2)");
@@ -59,9 +59,11 @@ fn an_explicit_commit_is_not_told_to_stop_waiting() {
         run(out, texts[0]);
         sync(out);
     });
-    for (s, sql) in s[1..].iter_mut().zip(texts) {
+    for (s, sql) in s[1..5].iter_mut().zip(texts) {
         send(s, sql);
     }
+    // So do those send it who have a whole transaction to send.
+    send(&mut s[5], "begin; insert into t values (1); commit");
     wait_until_waiting(&c, s.len());
     s.iter().for_each(|s| cancel(&c, s));
     // The requests have been dealt with, and all still wait.
@@ -70,10 +72,11 @@ fn an_explicit_commit_is_not_told_to_stop_waiting() {
     c.nodes[0].psql("select pg_reload_conf()");
     let mut answers = s.iter_mut().map(|s| words(&s.until_ready()));
     assert_eq!(answers.next().as_deref(), Some("1 | 2 | C COMMIT | Z I"));
-    for (answer, sql) in answers.zip(texts) {
+    for (sql, answer) in texts.into_iter().zip(answers) {
         let tag = sql.split_once('\'').map_or(sql, |(words, _)| words).trim().to_uppercase();
         assert_eq!(answer, format!("C {tag} | Z I"));
     }
+    assert_eq!(words(&s[5].until_ready()), "C BEGIN | C INSERT 0 1 | C COMMIT | Z I");
 }
 
 /// Nobody would be told that it is on no standby, and all would see it.
@@ -208,6 +211,23 @@ fn what_waits_for_standbys_is_stopped_by_no_limit_and_by_no_order() {
     // What does not wait is stopped, though it would commit.
     send(&mut limited, "insert into t select 1 from pg_sleep(60)");
     assert_eq!(words(&limited.until_ready()), "E 57014 | Z I");
+    // Also before a COMMIT in the same unit, whatever its text begins with.
+    for text in ["/* of a trace */ insert into t select 1 from pg_sleep(60)", "explain analyze select pg_sleep(60)"] {
+        limited.write(|out| {
+            ["begin", text, "commit"].iter().for_each(|sql| run(out, sql));
+            sync(out);
+        });
+        assert_eq!(words(&limited.until_ready()), "1 | 2 | C BEGIN | 1 | 2 | E 57014 | Z E", "{text}");
+        assert_eq!(words(&limited.query("rollback")), "C ROLLBACK | Z I");
+    }
+    limited.query("begin");
+    limited.write(|out| {
+        run(out, "insert into t select 1 from pg_sleep(60)");
+        write_query(out, "commit");
+        sync(out);
+    });
+    assert_eq!(words(&limited.until_ready()), "1 | 2 | E 57014 | Z E");
+    assert_eq!(words(&limited.query("rollback")), "C ROLLBACK | Z I");
     assert_eq!(words(&limited.query("delete from t")), "C DELETE 1 | Z I");
     drop(limited);
     let_commits_wait(&c);
@@ -239,8 +259,7 @@ fn a_read_is_cancelled_as_ever() {
     for parameters in [&[][..], &[("client_min_messages", "error")]] {
         let mut s = Raw::login(c.port, parameters);
         send(&mut s, "select pg_sleep(60)");
-        let asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
-        wait_for("the statement to run", || (c.nodes[0].psql(asleep) == "1").then_some(()));
+        asleep(&c);
         cancel(&c, &s);
         assert_eq!(words(&s.until_ready()), "T | E 57014 | Z I");
     }
@@ -262,6 +281,38 @@ fn a_statement_with_a_commit_behind_it_is_cancelled() {
     for told in ["C BEGIN | Z T", "E 57014 | Z E", "C ROLLBACK | Z I"] {
         assert_eq!(words(&s.until_ready()), told);
     }
+    holder.query("rollback");
+    // So is a COMMIT that does not wait for standbys: what was put off until then may take long.
+    slow_to_commit(&c);
+    for waits in [false, true] {
+        if waits {
+            let_commits_wait(&c);
+        }
+        s.query("begin");
+        s.query("insert into slow values (1)");
+        send(&mut s, "commit");
+        asleep(&c);
+        cancel(&c, &s);
+        assert_eq!(words(&s.until_ready()), "E 57014 | Z I");
+    }
+    assert_eq!(words(&s.query("select count(*) from slow")), "T | D 0 | C SELECT 1 | Z I");
+}
+
+/// A table, "slow", whose rows sleep when they are committed.
+fn slow_to_commit(c: &Cluster) {
+    for sql in [
+        "create table slow(a int)",
+        "create function sleeps() returns trigger language plpgsql as 'begin perform pg_sleep(600); return null; end'",
+        "create constraint trigger late after insert on slow deferrable initially deferred \
+         for each row execute function sleeps()",
+    ] {
+        c.psql(sql).expect("it is new");
+    }
+}
+
+fn asleep(c: &Cluster) {
+    let asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    wait_for("the statement to run", || (c.nodes[0].psql(asleep) == "1").then_some(()));
 }
 
 /// The same, where what is not known stays so for a second only.
@@ -561,6 +612,7 @@ fn what_commits_nothing_waits_for_no_standby_although_notices_are_hidden() {
 fn a_statement_is_cancelled_that_has_its_commit_in_the_same_unit() {
     let c = Cluster::start(0, |raw| raw.workers = 1);
     c.psql("create table t(a int)").expect("nothing hangs yet");
+    c.nodes[0].psql("create role tenant; grant tenant to app");
     let_commits_wait(&c);
     let unit = |out: &mut Vec<u8>| {
         ["begin", "insert into t values (1)", "commit"].iter().for_each(|sql| run(out, sql));
@@ -573,10 +625,15 @@ fn a_statement_is_cancelled_that_has_its_commit_in_the_same_unit() {
     s.write(unit);
     let blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'";
     wait_for("the insert to wait for the lock", || (c.nodes[0].psql(blocked) == "1").then_some(()));
+    // The connection that is asked was left by somebody who sees no backend of this user.
+    let mut tenant = Raw::login(c.port, &[]);
+    assert_eq!(words(&tenant.query("set role tenant")), "C SET | Z I");
     cancel(&c, &s);
     assert_eq!(words(&s.until_ready()), "1 | 2 | C BEGIN | E 57014 | Z E");
+    assert_eq!(words(&tenant.query("select current_user")), "T | D tenant | C SELECT 1 | Z I");
     assert_eq!(words(&s.query("rollback")), "C ROLLBACK | Z I");
     holder.query("rollback");
+    drop(tenant);
     // The COMMIT itself goes on waiting.
     s.write(unit);
     wait_until_waiting(&c, 1);

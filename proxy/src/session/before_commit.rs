@@ -1,8 +1,8 @@
 //! A server is to stop what it is at, which may be a commit by now.
 //!
 //! What waits for standbys must not be told to stop waiting: it would be visible to all, and be on no standby. So it is not
-//! when a client asks for that while its server is at a COMMIT, and whatever it is at when nobody asks but a limit or an
-//! operator. Within a unit the server does not tell how far it is. So it is asked, on another connection, and in the same
+//! when a client asks for that while its server is at a unit with a COMMIT, and whatever it is at when nobody asks but a limit or
+//! an operator. Within a unit the server does not tell how far it is. So it is asked, on another connection, and in the same
 //! statement told to stop what it is at, if it does not wait. One that ends in that very moment leaves the signal to its
 //! commit: that is told by its notice, as ever.
 
@@ -12,32 +12,52 @@ use crate::session::acquire::Want;
 use crate::session::cancel::Waiters;
 use crate::session::client::Session;
 use crate::session::confirm::Connection;
+use crate::session::relay::Hidden;
 use crate::sql::Access;
 use std::cell::Cell;
+use std::time::Duration;
 
 /// What a server may be told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unless {
     /// All but a wait for standbys.
     Waiting,
-    /// Of those only what comes before the COMMIT in the same unit: a text that begins with a word of those that commit nothing
+    /// Of those only what comes before the COMMIT in the same unit: not a text that begins with a word of those that may commit
     /// before their unit does. Who is at a COMMIT shows that text from its Parse on.
     Committing,
 }
 
-/// Cancel what the backend `pid` is at, unless that is what must go on.
+/// What is answered of a backend that waits for standbys.
+const WAITS: &str = "waits";
+/// What is answered of one that writes WAL, which may be that of its commit: a signal now would end the wait behind that.
+const FLUSHES: &str = "flushes";
+/// How long until such a one is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Cancel what the backend `pid` is at, unless that is what must go on. The connection was left by somebody else: by another
+/// role the backend could not be seen, another time limit could end the question, and other operators could be found.
 fn question(pid: u32, unless: Unless) -> String {
     let words = match unless {
         Unless::Waiting => "",
+        // A text that is not told, or too long for its first word to be told, may be any.
         Unless::Committing => {
-            " AND pg_catalog.lower(pg_catalog.substring(query,'^[[:space:](]*([a-zA-Z]+)')) \
-             IN ('select','insert','update','delete','merge','with','values','table','lock','copy','refresh')"
+            " AND pg_catalog.lower(pg_catalog.substring(query,\
+             '^(?:[[:space:](;]|--[^\n]*\n|/[*](?:[^*]|[*]+[^*/])*[*]+/)*([a-zA-Z]+)')) \
+             NOT IN ('commit','end','prepare','rollback','abort','call','do','vacuum')"
         }
     };
     format!(
-        "SELECT pg_catalog.pg_cancel_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid={pid} AND state='active' \
-         AND wait_event IS DISTINCT FROM 'SyncRep'{words}"
+        "SET LOCAL ROLE NONE;SET LOCAL search_path=pg_catalog;SET LOCAL statement_timeout=0;\
+         SELECT CASE WHEN wait_event='SyncRep' THEN '{WAITS}' \
+         WHEN pg_catalog.lower(wait_event) IN ('walsync','walwrite') THEN '{FLUSHES}' \
+         WHEN state NOT LIKE 'idle%'{words} THEN pg_catalog.pg_cancel_backend(pid)::pg_catalog.text END \
+         FROM pg_catalog.pg_stat_activity WHERE pid={pid}"
     )
+}
+
+/// Has it answered that?
+fn says(answer: &Hidden, word: &str) -> bool {
+    answer.rows.iter().any(|row| row.first().is_some_and(|cell| cell.as_deref() == Some(word)))
 }
 
 impl Session {
@@ -65,6 +85,11 @@ impl Session {
                 // Many may be over a limit at the same time.
                 let _turn = w.questions.acquire().await.ok()?;
                 let mut next = Connection::open(&w, &want, keeps).await;
+                // That session's user could not be put back together with its role.
+                if next.as_mut().is_some_and(|other| other.server().is_another_user()) {
+                    drop(next.take());
+                    next = Connection::new(&w, &want).await;
+                }
                 while let Some(mut other) = next.take() {
                     // Elsewhere that number is another process's.
                     if other.server().meta().is_none_or(|meta| meta.node != node) {
@@ -74,7 +99,12 @@ impl Session {
                     let patience = if other.reused() { limit / 2 } else { limit };
                     if let Some(answer) = other.server().ask(&question(pid, unless), patience).await {
                         asking.set(asking.get() - 1);
-                        presence.spared.set(answer.error.is_none() && answer.rows.is_empty());
+                        if says(&answer, FLUSHES) {
+                            tokio::time::sleep(LOOK_AGAIN).await;
+                            next = Some(other);
+                            continue;
+                        }
+                        presence.spared.set(says(&answer, WAITS));
                         return Some(());
                     }
                     if other.reused() {

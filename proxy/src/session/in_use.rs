@@ -47,6 +47,11 @@ impl<'a> InUse<'a> {
         self.server.as_ref().map(|server| &*server.meta)
     }
 
+    /// Has a session left it with another `session_authorization`?
+    pub(super) fn is_another_user(&self) -> bool {
+        self.meta().is_some_and(|meta| meta.given.get("session_authorization").is_some())
+    }
+
     /// A question to it; `None`: it has not answered in that time.
     pub(super) async fn ask(&mut self, sql: &str, left: Duration) -> Option<Hidden> {
         let server = self.server.as_mut()?;

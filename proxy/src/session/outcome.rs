@@ -29,6 +29,8 @@ pub struct Record {
     reads_only: bool,
     /// It contains an explicit COMMIT, PREPARE TRANSACTION, or COMMIT or ROLLBACK PREPARED.
     pub commits_explicitly: bool,
+    /// It contains a string of several in which a block ends.
+    pub ends_within: bool,
     /// It executes statements, one of which is more than a proven read or block control.
     pub writes: bool,
     statements: Statements,
@@ -68,6 +70,7 @@ impl Default for Record {
             courses: [course(TxStatus::Idle), course(TxStatus::Block), course(TxStatus::Failed)],
             reads_only: true,
             commits_explicitly: false,
+            ends_within: false,
             writes: false,
             statements: Statements::None,
         }
@@ -88,6 +91,7 @@ impl Record {
         self.reads_only &= s.access == Access::Read && matches!(s.control, Control::None);
         let ends = matches!(s.control, Control::Commit { .. } | Control::PrepareTransaction | Control::FinishPrepared);
         self.commits_explicitly |= ends;
+        self.ends_within |= matches!(s.control, Control::Multi { ends: true, .. });
         self.writes |= s.access == Access::Write && !is_block_control(s.control);
         for course in &mut self.courses {
             course.step(s);
@@ -98,6 +102,7 @@ impl Record {
     pub fn absorb(&mut self, other: &Self) {
         self.reads_only &= other.reads_only;
         self.commits_explicitly |= other.commits_explicitly;
+        self.ends_within |= other.ends_within;
         self.writes |= other.writes;
         if other.statements != Statements::None {
             self.statements = Statements::Other;
@@ -138,6 +143,7 @@ impl Record {
         }
         // From outside a block it can be run again as a whole, a block of its own included.
         (self.reads_only, self.commits_explicitly, self.writes) = (true, false, false);
+        self.ends_within = false;
         self
     }
 

@@ -212,11 +212,15 @@ impl Session {
         if self.relay.hiding() {
             return self.cancel_hidden(waiters);
         }
-        // A COMMIT that waits for its standby must not be told to stop waiting.
         if !self.relay.busy() {
             return;
         }
+        // A COMMIT that waits for its standby must not be told to stop waiting.
+        if by_client && self.relay.may_be_at_commit() {
+            return self.cancel_unless(Unless::Waiting, waiters);
+        }
         if self.relay.is_committing() {
+            // Nor does a limit end one at all.
             if self.relay.may_be_before_commit() {
                 self.cancel_unless(Unless::Committing, waiters);
             }

@@ -59,10 +59,17 @@ impl Relay {
         self.records().next().is_some_and(|r| r.commits_explicitly)
     }
 
+    /// Does it, or a string in it that ends a block?
+    pub fn may_be_at_commit(&self) -> bool {
+        self.records().next().is_some_and(|r| r.commits_explicitly || r.ends_within)
+    }
+
     /// Does that unit execute something else as well, which the server may still be at? Of a simple query it does not tell.
     pub fn may_be_before_commit(&self) -> bool {
-        let unit = self.queue.iter().take_while(|entry| !entry.kind.owes_ready());
-        self.is_committing() && unit.filter(|entry| entry.kind == Kind::Execute).count() > 1
+        let end = self.queue.iter().position(|entry| entry.kind.owes_ready());
+        let unit = self.queue.iter().take(end.map_or(usize::MAX, |end| end + 1));
+        let runs = unit.filter(|entry| matches!(entry.kind, Kind::Execute | Kind::Query)).count();
+        self.is_committing() && runs > 1
     }
 
     /// The status that the server has behind all that was sent, when nothing of it fails; a block where that is not certain.
