@@ -57,8 +57,6 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-/// Connections to servers that one worker makes at the same time: a new primary is not run over by those who waited.
-const CONNECTS_IN_FLIGHT: usize = 8;
 /// Servers that are asked at the same time whether they may stop what they are at.
 const QUESTIONS_AT_ONCE: usize = 2;
 /// TLS handshakes of which a step, up to a millisecond of computing, is done between two rounds of the relay.
@@ -110,8 +108,8 @@ pub struct Worker {
     pub counts: Counts,
     /// What `SHOW STATS` counts.
     pub tallies: Tallies,
-    /// Bounds the connections being made.
-    pub connects: Semaphore,
+    /// Bounds the connections being made to each node.
+    connects: RefCell<BTreeMap<NodeId, Rc<Semaphore>>>,
     /// Bounds the questions whether a server may stop what it is at.
     pub(crate) questions: Semaphore,
     /// Requests to cancel that are on their way.
@@ -224,7 +222,7 @@ impl Worker {
             changed: Notify::new(),
             places: RefCell::default(),
             texts: RefCell::new(Texts::new((index as u64) << 48)),
-            connects: Semaphore::new(CONNECTS_IN_FLIGHT),
+            connects: RefCell::default(),
             questions: Semaphore::new(QUESTIONS_AT_ONCE),
             errands: Cell::new(0),
             handshakes: Semaphore::new(HANDSHAKES_IN_A_ROUND),

@@ -35,6 +35,11 @@ impl Backoff {
         }
     }
 
+    /// Attempts that have failed since one succeeded.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// How long until the next attempt, unless one may be made now.
     pub fn left(&self, now: Instant) -> Option<Duration> {
         self.next.filter(|next| now < *next).map(|next| next.since(now))

@@ -5,7 +5,12 @@ use crate::pool::Pool;
 use crate::pool::backoff::Backoff;
 use crate::session::server::Blame;
 use cluster::{Instant, NodeId};
+use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Connections to one node that a worker makes at the same time: a new primary is not run over by those who waited.
+const CONNECTS_IN_FLIGHT: usize = 8;
 
 impl Worker {
     /// May that node be connected to now?
@@ -31,6 +36,24 @@ impl Worker {
         let may = own.attempt(now, self.next_seed());
         pool.backoff.set(own);
         may
+    }
+
+    /// The turns of those who connect to that node. Each has its own: who waits for one that stands still keeps nobody from
+    /// another.
+    pub fn connects_to(&self, node: &NodeId) -> Rc<Semaphore> {
+        let mut connects = self.connects.borrow_mut();
+        if let Some(turns) = connects.get(node) {
+            return turns.clone();
+        }
+        // Nodes come and go.
+        connects.retain(|_, turns| Rc::strong_count(turns) > 1);
+        connects.entry(node.clone()).or_insert_with(|| Rc::new(Semaphore::new(CONNECTS_IN_FLIGHT))).clone()
+    }
+
+    /// How many attempts to make a connection of that pool have failed since one succeeded.
+    pub fn failures(&self, pool: &Pool) -> u32 {
+        let of_node = self.backoffs.borrow().get(&pool.key.node).map_or(0, Backoff::failures);
+        pool.backoff.get().failures().saturating_add(of_node)
     }
 
     /// A connection of that pool was made, or was not.

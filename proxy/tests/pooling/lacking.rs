@@ -134,3 +134,34 @@ fn a_database_at_its_connection_limit_keeps_no_other_from_connecting() {
         assert_eq!(words(&client.until_ready()), "T | D 1 | C SELECT 1 | Z I");
     }
 }
+
+#[test]
+fn a_standby_that_stands_still_keeps_nobody_from_the_primary() {
+    let c = Cluster::start(1, |raw| {
+        raw.workers = 1;
+        raw.max_replay_lag = Span::secs(60);
+        raw.login_timeout = Span::secs(4);
+        raw.hold_timeout = Span::secs(60);
+    });
+    let which = "select current_setting('cluster_name')";
+    let mut reader = Raw::login(c.port, &[]);
+    wait_for("a read at the standby", || words(&reader.query(which)).contains("D n2").then_some(()));
+    let mut readers: Vec<Raw> = (0..20).map(|_| Raw::login(c.port, &[("work_mem", "5MB")])).collect();
+    let file = std::fs::read_to_string(c.nodes[1].data.join("postmaster.pid")).unwrap();
+    let postmaster = nix::unistd::Pid::from_raw(file.lines().next().unwrap().parse().unwrap());
+    let signal = |signal| nix::sys::signal::kill(postmaster, signal).unwrap();
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    // The kernel lets them connect, and nobody answers.
+    readers.iter_mut().for_each(|reader| reader.write(|out| write_query(out, which)));
+    wait_until_waiting(&c, 20);
+    let mut writer = Raw::login(c.port, &[("work_mem", "6MB")]);
+    let timeouts = || c.counter_of("pgtenure_proxy_server_connects_total", "timeout");
+    let (told, before) = (words(&writer.query("create table t(a int)")), timeouts());
+    // Who waited for a turn finds that others had theirs in vain.
+    let read: Vec<String> = readers.iter_mut().map(|reader| words(&reader.until_ready())).collect();
+    let attempts = timeouts();
+    signal(nix::sys::signal::Signal::SIGCONT);
+    assert_eq!((told.as_str(), before), ("C CREATE TABLE | Z I", 0.0));
+    assert_eq!(read, vec!["T | D n1 | C SELECT 1 | Z I"; 20]);
+    assert!((8.0..16.0).contains(&attempts), "{attempts} attempts");
+}

@@ -10,10 +10,10 @@ use cluster::topology::Member;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Make a connection.
+/// Make a connection, within `left`.
 ///
 /// # Errors
-/// Why it failed; `None` when the cluster changed meanwhile.
+/// Why it failed; `None` when the cluster changed meanwhile, or when its turn did not come or others failed before that.
 pub async fn open(
     w: &Rc<Worker>,
     want: &Want,
@@ -26,39 +26,52 @@ pub async fn open(
     let (term, generation) = (w.view.borrow().topology.term, w.generation.get());
     let (keyring, own) = (&w.shared.keyring, &want.credentials);
     let newest = want.entered.then(|| keyring.newest(&want.identity, own)).flatten();
-    let begun = w.now();
-    let login = Login {
-        member,
-        role,
-        term,
-        identity: &want.identity,
-        credentials: newest.as_deref().unwrap_or(own),
-        allowed: Allowed { md5: config.auth.server_md5, password: config.auth.server_password },
-        hashing: &w.shared.hashing,
-        worker: w,
-        connect_timeout: config.connect_timeout.min(left),
-        login_timeout: config.login_timeout.min(left),
-    };
+    let pool = w.pools.of(&member.node, &want.identity);
+    let (begun, failures) = (w.now(), w.failures(&pool));
+    let left = || left.saturating_sub(w.now().since(begun));
     let connecting = async {
-        let _turn = w.connects.acquire().await.expect("the semaphore is never closed");
+        let turns = w.connects_to(&member.node);
+        let _turn = match turns.try_acquire() {
+            Ok(turn) => turn,
+            Err(_) => {
+                let turn = tokio::time::timeout(left(), turns.acquire()).await.ok()?.ok()?;
+                // Who had theirs before may have found that it is of no use.
+                if left().is_zero() || w.failures(&pool) > failures {
+                    return None;
+                }
+                turn
+            }
+        };
+        let login = Login {
+            member,
+            role,
+            term,
+            identity: &want.identity,
+            credentials: newest.as_deref().unwrap_or(own),
+            allowed: Allowed { md5: config.auth.server_md5, password: config.auth.server_password },
+            hashing: &w.shared.hashing,
+            worker: w,
+            connect_timeout: config.connect_timeout.min(left()),
+            login_timeout: config.login_timeout.min(left()),
+        };
         let mut permit = Some(permit);
         let first = server::connect(login.clone(), &mut permit, w.now()).await;
         let (Err(refused), Some(newest)) = (&first, newest.as_ref().filter(|newest| *newest != own)) else {
-            return first;
+            return Some(first);
         };
         // Who logged in last need not have the newest password.
-        let left = left.saturating_sub(w.now().since(begun));
+        let left = left();
         if !refused.is_of_proof() || left.is_zero() {
-            return first;
+            return Some(first);
         }
         let (connect_timeout, login_timeout) = (login.connect_timeout.min(left), login.login_timeout.min(left));
         let login = Login { credentials: own, connect_timeout, login_timeout, ..login };
-        let server = server::connect(login, &mut permit, w.now()).await?;
+        let second = server::connect(login, &mut permit, w.now()).await;
         // What a standby still takes may be the old one.
-        if role == Role::Primary {
+        if role == Role::Primary && second.is_ok() {
             keyring.restore(&want.identity, newest, own);
         }
-        Ok(server)
+        Some(second)
     };
     let moved = async {
         loop {
@@ -69,10 +82,9 @@ pub async fn open(
             }
         }
     };
-    let pool = w.pools.of(&member.node, &want.identity);
     let opening = Opening::new(pool.clone());
     let result = tokio::select! {
-        result = connecting => result,
+        result = connecting => result.ok_or(None)?,
         () = moved => return Err(None),
     };
     drop(opening);
