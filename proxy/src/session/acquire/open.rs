@@ -1,12 +1,12 @@
 //! Making a connection for somebody who wants one, unless the cluster changes meanwhile.
 
-use super::Want;
+use super::{Want, check};
 use crate::pool::{Checkout, Permit, Pool, Share};
 use crate::session::challenge::Allowed;
 use crate::session::server::{self, ConnectError, Login, Server};
 use crate::worker::Worker;
 use cluster::Role;
-use cluster::topology::Member;
+use cluster::topology::{Gate, Member};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -133,20 +133,26 @@ fn serves(w: &Worker, member: &Member, role: Role, term: cluster::Term) -> bool 
 pub async fn any_standby(w: &Rc<Worker>, want: &Want) -> Option<Server> {
     let standbys = w.view.borrow().topology.standbys.clone();
     for member in standbys.iter().filter(|m| !m.fenced) {
-        let pool = w.pools.of(&member.node, &want.identity);
-        match pool.checkout(w.check_before(w.now()), Share::Usual) {
+        let (pool, limit) = (w.pools.of(&member.node, &want.identity), w.config().connect_timeout);
+        let permit = match pool.checkout(w.check_before(w.now()), Share::Usual) {
             Checkout::Ready(server) => return Some(server),
-            Checkout::Check(_) | Checkout::Full(_) => {}
-            Checkout::Open(permit) => {
-                let limit = w.config().connect_timeout;
-                match open(w, want, member, Role::Standby, permit, limit).await {
-                    Ok(server) => return Some(server),
-                    Err(Some(error)) => {
-                        tracing::debug!(node = %member.node, error = %describe(&error), "standby not asked");
-                    }
-                    Err(None) => return None,
-                }
+            Checkout::Check(server) => match check(w, server, limit).await {
+                Some(server) => return Some(server),
+                // Its place is free now.
+                None => pool.limit.permit(Share::Usual).ok(),
+            },
+            Checkout::Full(_) => None,
+            Checkout::Open(permit) => Some(permit),
+        };
+        let Some(permit) = permit else { continue };
+        match open(w, want, member, Role::Standby, permit, limit).await {
+            Ok(server) => return Some(server),
+            Err(Some(error)) => {
+                tracing::debug!(node = %member.node, error = %describe(&error), "standby not asked");
             }
+            // There may be a primary by now.
+            Err(None) if w.gate(w.now()) == Gate::Open => return None,
+            Err(None) => {}
         }
     }
     None
