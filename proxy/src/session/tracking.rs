@@ -113,8 +113,10 @@ pub struct Tracking {
     application_name: Option<Box<str>>,
     /// Settings that may have changed since the server was last asked.
     pub touched: Touched,
-    /// The server has settings that could not be given to another.
+    /// The server has settings that could not be given to another: those that nobody knows, or that are not portable now.
     pub stuck: bool,
+    /// It has settings that nobody knows.
+    unknown: bool,
     /// Pins that were added since the server was last asked.
     pub fresh: Pins,
     /// Something may have ended a pin.
@@ -201,7 +203,7 @@ impl Tracking {
     pub fn question(&mut self, pins: &mut Pins, server: &impl Reports) -> Option<String> {
         if std::mem::take(&mut self.discards) && !self.failed {
             pins.remove(PinReason::Sequence);
-            self.stuck = false;
+            (self.stuck, self.unknown) = (false, false);
         }
         let subject = self.subject(*pins);
         let mut sql = String::new();
@@ -276,7 +278,7 @@ impl Tracking {
         self.unheard = 0;
         if settings {
             let touched = std::mem::take(&mut self.touched);
-            self.stuck |= touched.nameless;
+            self.unknown |= touched.nameless;
             let values: Vec<_> = rows.iter().filter(|r| r.0 == 's').map(|r| (r.1.as_str(), r.2.as_deref())).collect();
             self.settle(&values, (touched.every, touched.renamed_back), pins, server);
         }
@@ -310,7 +312,7 @@ impl Tracking {
         if settings != *self.settings {
             self.settings = settings.into();
         }
-        self.stuck |= !self.settings.portable();
+        self.stuck = self.unknown || !self.settings.portable();
         if !self.stuck {
             pins.remove(PinReason::Set);
         }
@@ -335,7 +337,8 @@ impl Tracking {
 
     /// The server could not be asked: what it has stays unknown.
     pub fn unanswered(&mut self) {
-        self.stuck |= !std::mem::take(&mut self.touched).is_empty();
+        self.unknown |= !std::mem::take(&mut self.touched).is_empty();
+        self.stuck |= self.unknown;
     }
 
     /// The server is lost, and with it what is not in the settings. `undone`: its transaction was, too.
@@ -356,7 +359,8 @@ impl Tracking {
             *self = Self { told, channels, read_only, number, ..Self::new(self.application_name.as_deref()) };
         }
         self.touched = Touched::default();
-        (self.stuck, self.unpins, self.discards, self.failed, self.due) = (false, false, false, false, false);
+        (self.stuck, self.unknown) = (false, false);
+        (self.unpins, self.discards, self.failed, self.due) = (false, false, false, false);
         (self.fresh, self.asked, self.listened, self.kept) = (Pins::NONE, None, false, false);
         self.postponed = false;
     }

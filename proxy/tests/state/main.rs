@@ -35,6 +35,20 @@ fn what_a_client_sets_follows_it_and_nobody_else() {
     ok(&mut b, "commit");
     assert_eq!(value(&mut b, "show search_path"), "\"$user\", public");
     assert_eq!(value(&mut a, "show work_mem"), "4MB");
+    // What means something else under another encoding is on one connection, for as long as it is set.
+    ok(&mut b, "begin");
+    let mut other = Raw::login(c.port, &[]);
+    for then in ["select set_config('app.x', 'Bob', false)", "reset app.x"] {
+        ok(&mut a, "select set_config('app.x', 'Jürgen', false)");
+        let pid = value(&mut a, "select pg_backend_pid()");
+        assert_ne!(value(&mut b, "select pg_backend_pid()"), pid);
+        assert_eq!(value(&mut a, "show app.x"), "Jürgen");
+        ok(&mut a, then);
+        // b has the other one.
+        assert_eq!(value(&mut other, "select pg_backend_pid()"), pid, "{then}");
+        assert_eq!(value(&mut other, "select coalesce(nullif(current_setting('app.x', true), ''), 'none')"), "none");
+    }
+    ok(&mut b, "commit");
 }
 
 #[test]
