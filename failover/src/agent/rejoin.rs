@@ -11,7 +11,7 @@ use super::state::Awaited;
 use super::tool::ToolError;
 use super::wal_tail::{ExamineError, began_at};
 use crate::api::{Position, PostgresState};
-use crate::fsm::rejoin::{Facts, Plan, divergence, plan};
+use crate::fsm::rejoin::{Facts, Plan, Why, divergence, may_replace, plan};
 use crate::fsm::unstarted::Kept;
 use cluster::timeline::{Fork, History};
 use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
@@ -50,6 +50,10 @@ pub(crate) enum RejoinError {
     },
     #[error("term {promised} was promised meanwhile")]
     Superseded { promised: Term },
+    #[error(
+        "etcd was restored from a backup: timeline {timeline} was begun twice, and its term was open: what was acknowledged may be here, and not at {node}"
+    )]
+    OpenedBefore { timeline: TimelineId, node: NodeId },
     #[error(
         "replay is paused at {lsn}, and a standby follows another primary only once it has replayed all that it has: pg_wal_replay_resume()"
     )]
@@ -247,6 +251,11 @@ impl Agent {
                     }
                 }
                 Plan::Rewind(parted) => return self.rewind(source, parted).await,
+                Plan::Reclone(Why::Twins(timeline))
+                    if !may_replace(timeline, memory.opened, self.is_open(source.term)) =>
+                {
+                    return Err(RejoinError::OpenedBefore { timeline, node: source.node.clone() });
+                }
                 Plan::Reclone(why) => {
                     tracing::warn!(node = %self.env.config.node, reason = why.as_str(), "a rewind cannot help, cloning");
                     return self.clone_from(source).await;
@@ -254,6 +263,11 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Is this term open, as last read?
+    fn is_open(&self, term: Term) -> bool {
+        self.records.borrow().term.as_ref().is_some_and(|t| t.value.term == term && t.value.is_open())
     }
 
     /// Does the source still have the WAL that follows `lsn`? Whoever was away for longer than `agent.wal_keep` lasts

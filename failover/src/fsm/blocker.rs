@@ -480,6 +480,14 @@ pub enum Blocker {
         /// How much later it replays, ms.
         delay_ms: u64,
     },
+    /// One timeline number was begun at two places, as etcd was restored from a backup: where these end does not tell which of
+    /// them has what was acknowledged.
+    BegunTwice {
+        /// The timeline.
+        timeline: TimelineId,
+        /// Who has the one and the other.
+        nodes: Vec<NodeId>,
+    },
     /// The new primary was stopped or lost before it was opened.
     CandidateLost {
         /// The node.
@@ -553,6 +561,7 @@ impl Blocker {
             Self::NeverPromoted { .. } => "never_promoted",
             Self::TargetDoesNotVote { .. } => "target_does_not_vote",
             Self::DelayedVoter { .. } => "delayed_voter",
+            Self::BegunTwice { .. } => "begun_twice",
             Self::CandidateLost { .. } => "candidate_lost",
             Self::Failing { .. } => "failing",
         }

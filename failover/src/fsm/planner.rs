@@ -65,6 +65,8 @@ pub struct Planner {
     pub(super) choice_doubted_in: Term,
     /// Highest term that any agent says it has read as open.
     pub(super) opened: Term,
+    /// When that was first heard.
+    pub(super) opened_known_at: Instant,
     /// The term whose primary this manager has seen at work.
     pub(super) saw_primary: Term,
     /// The term whose opening is in its journal, as far as this manager has seen to it.
@@ -132,6 +134,7 @@ impl Planner {
             history_lost_in: Term(0),
             choice_doubted_in: Term(0),
             opened: Term(0),
+            opened_known_at: Instant::default(),
             saw_primary: Term(0),
             told_open: Term(0),
             spent: VecDeque::new(),
@@ -273,7 +276,9 @@ impl Planner {
         let since = self.listening.filter(|(_, last)| now.since(*last) <= self.settings.settle).map(|(since, _)| since);
         self.listening = Some((since.unwrap_or(now), now));
         self.promised = self.promised.max(state.promise);
-        self.opened = self.opened.max(state.opened);
+        if state.opened > self.opened {
+            (self.opened, self.opened_known_at) = (state.opened, now);
+        }
         if let (PostgresState::Primary(p), Some(term)) = (&state.postgres, self.seen.term())
             && term.node.as_ref() == Some(&state.node)
             && Some(p.timeline) == term.term.timeline()

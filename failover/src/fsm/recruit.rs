@@ -8,6 +8,7 @@ use crate::fsm::candidate::{Beside, Choice, Wishes, choose};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::{Planner, Stage};
 use crate::fsm::preference::Preference;
+use crate::fsm::rejoin::is_twin;
 use crate::fsm::report::{observed, phase};
 use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
@@ -97,6 +98,9 @@ impl Planner {
 
     /// What forbids the choice between those that have answered. Who is avoided is so only while the others have all that it has.
     fn held(&self, now: Instant, round: &mut Round, usable: &BTreeMap<NodeId, Frozen>) -> Option<Blocker> {
+        if let Some(twice) = begun_twice(usable).filter(|_| !round.begin.allow_loss) {
+            return Some(twice);
+        }
         let held = self.too_lossy(now, round, usable)?;
         let Some(avoided) = round.begin.avoid.take() else { return Some(held) };
         if let Some(still) = self.too_lossy(now, round, usable) {
@@ -440,6 +444,14 @@ pub(super) fn wishes<'a>(round: &'a Round, preferences: &'a BTreeMap<NodeId, Pre
 fn promoted_past_us(round: &Round, frozen: &Frozen) -> Option<Unfit> {
     let (have, newest) = (frozen.position?, round.newest_timeline?);
     (have.timeline > newest).then_some(Unfit::PromotedPastUs { have, newest })
+}
+
+/// A timeline with two beginnings had two writers, so that who ends further on it need not have what the other has.
+fn begun_twice(usable: &BTreeMap<NodeId, Frozen>) -> Option<Blocker> {
+    let lines: Vec<(&NodeId, &History)> = usable.iter().filter_map(|(n, f)| Some((n, f.history.as_ref()?))).collect();
+    let twins = lines.iter().flat_map(|a| lines.iter().map(move |b| (a, b)));
+    let (a, b) = twins.filter(|(a, b)| is_twin(a.1, b.1)).min_by_key(|(a, _)| a.1.timeline)?;
+    Some(Blocker::BegunTwice { timeline: a.1.timeline, nodes: vec![a.0.clone(), b.0.clone()] })
 }
 
 fn keys(map: &BTreeMap<NodeId, Frozen>) -> Vec<NodeId> {

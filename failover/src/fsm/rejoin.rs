@@ -6,7 +6,7 @@
 
 use crate::api::Position;
 use cluster::timeline::{Fork, History};
-use cluster::{Lsn, TimelineId};
+use cluster::{Lsn, Term, TimelineId};
 
 /// What is known when the decision is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +64,13 @@ impl Why {
             Self::NothingInCommon => "the histories have nothing in common",
         }
     }
+}
+
+/// A timeline was begun twice: may what this node has of it be replaced by the other one's? Not where this agent has read that
+/// the term of that number was open, and etcd tells that the source's is not: etcd was restored from a backup, and this one may
+/// have what was acknowledged. The managers begin another term.
+pub fn may_replace(twin: TimelineId, opened: Term, source_is_open: bool) -> bool {
+    source_is_open || opened.timeline() < Some(twin)
 }
 
 /// Decide.
@@ -147,7 +154,8 @@ fn oldest_possible(facts: &Facts<'_>) -> Fork {
     Fork { timeline, lsn: lower.map_or(facts.own_end.lsn, |f| f.lsn) }
 }
 
-fn is_twin(own: &History, upstream: &History) -> bool {
+/// Did `own`'s timeline begin elsewhere on `upstream`'s line of descent?
+pub fn is_twin(own: &History, upstream: &History) -> bool {
     let begins = |h: &History, timeline: TimelineId| -> Option<Option<Fork>> {
         let all = segments(h, Lsn::INVALID);
         let i = all.iter().position(|s| s.timeline == timeline)?;
@@ -228,6 +236,15 @@ mod tests {
     fn twins_are_never_rewound() {
         check("1@100 2", 120, "1@90 2", None, Plan::Examine(at(1, 90)));
         check("1@100 2", 120, "1@90 2", Some((1, 90)), Plan::Reclone(Why::Twins(TimelineId(2))));
+    }
+
+    #[test]
+    fn what_was_open_is_not_replaced_by_a_twin_that_never_was() {
+        let twin = TimelineId(8);
+        assert!(!may_replace(twin, Term(8), false));
+        assert!(!may_replace(twin, Term(9), false));
+        assert!(may_replace(twin, Term(7), false), "nothing was acknowledged in it, as far as is known here");
+        assert!(may_replace(twin, Term(8), true), "the cluster goes by the other one already");
     }
 
     #[test]

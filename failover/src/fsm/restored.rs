@@ -24,6 +24,20 @@ impl Planner {
         }
     }
 
+    /// Has an agent read that this round's term was open, which this round has not opened? It was then by another primary, or
+    /// before that one was lost: its followers have what was acknowledged, and are none of a second timeline of that number. A
+    /// node that waits to be opened has not had it open, or it would know.
+    pub(super) fn was_opened_by_another(&self, round: &Round) -> bool {
+        let by_this = match &round.step {
+            Step::Opening { node, open, .. } => {
+                let state = self.seen.agents.get(node).and_then(|a| a.state.as_ref());
+                open.in_flight || state.is_some_and(|s| s.opened >= round.term)
+            }
+            Step::Recruiting | Step::Choosing(_) | Step::Promoting(_) | Step::Recording(..) => false,
+        };
+        self.was_open_already(round.term) && !by_this
+    }
+
     /// Nobody was chosen in this term yet, but there is a timeline of its number: two of one number could not be told apart.
     /// Either somebody has promoted a node past the managers, or etcd was restored from a backup of the time before somebody
     /// was chosen.

@@ -255,7 +255,15 @@ impl Planner {
             // A term that etcd does not know: only a higher one will be obeyed.
             return self.give_up(now, *round, &why, None, out);
         }
-        if self.was_open_already(round.term) && !matches!(round.step, Step::Opening { .. }) {
+        if self.was_opened_by_another(&round) {
+            if matches!(round.step, Step::Opening { .. }) && self.seen.read_at < Some(self.opened_known_at) {
+                // Or the record says so by now, as T3's answer was lost, or another leader had ordered it.
+                let step = "reading whether it is open".to_owned();
+                self.verdict = Verdict::Acting { term: round.term, step };
+                self.stage = Stage::Round(round);
+                out.push(Action::Read);
+                return Flow::Wait;
+            }
             let why = "etcd was restored from a backup: an agent has read that this term was open";
             return self.give_up(now, *round, why, None, out);
         }

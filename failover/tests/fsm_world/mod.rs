@@ -3,7 +3,7 @@
 mod parse;
 mod show;
 
-use cluster::timeline::Fork;
+use cluster::timeline::{Fork, History};
 use cluster::{Endpoint, Instant, Lsn, NodeId, Term, TimelineId};
 use failover::api::{AgentState, Armed, Frozen, Opened, Prepared, Promoted, Refused, Sighting, Stopped};
 use failover::fsm::action::{
@@ -500,7 +500,7 @@ impl World {
         Ok(())
     }
 
-    /// `frozen NODE TL:LSN|none [replay=] [quarantine=TL:LSN] [was_primary] [recorded=TERM]`, `recovered …` likewise.
+    /// `frozen NODE TL:LSN|none [replay=] [quarantine=TL:LSN] [was_primary] [recorded=TERM] [line=TL:LSN]`, `recovered …` likewise.
     fn frozen(&mut self, line: &str) -> Done {
         let mut words = Words::new(line);
         let kind = match words.next()? {
@@ -514,12 +514,15 @@ impl World {
             p => Some(parse::position(p)?),
         };
         let term = self.orders.get(&(node.clone(), kind)).copied().unwrap_or_default();
+        let left = words.optional::<String>("line")?.map(|l| parse::position(&l)).transpose()?;
+        let fork = left.map(|p| Fork { timeline: p.timeline, lsn: p.lsn });
+        let history = position.zip(fork).map(|(p, fork)| History { timeline: p.timeline, forks: vec![fork] });
         let frozen = Frozen {
             node: node.clone(),
             term,
             position,
             replay_lsn: words.optional("replay")?.or(position.map(|p| p.lsn)),
-            history: None,
+            history,
             quarantine: words.optional::<String>("quarantine")?.map(|q| parse::position(&q)).transpose()?,
             was_primary: words.flag("was_primary"),
             system_id: words.optional("sysid")?,

@@ -251,6 +251,12 @@ impl fmt::Display for Blocker {
                 f,
                 "{node} replays {delay_ms} ms later (agent.apply_delay): who votes must be able to take over at once"
             ),
+            Self::BegunTwice { timeline, nodes } => write!(
+                f,
+                "timeline {timeline} was begun twice, at {}: which has what was acknowledged their WAL does not tell; an operator has to \
+                 name one (--to, --allow-data-loss)",
+                list(nodes)
+            ),
             Self::CandidateLost { node } => write!(f, "the new primary {node} was lost before it was opened"),
             Self::Failing { what } => write!(f, "{what}"),
         }
