@@ -7,11 +7,13 @@ use agents::{Cluster, bin, kill_all, postmaster, signal, unprivileged, until};
 use cluster::Term;
 use failover::agent::{self, AgentHandle};
 use failover::api::{AgentState, PostgresState};
+use failover::config::cluster::ClusterConfig;
 use failover::record::{MemberRecord, Mode, PrimaryRecord};
 use failover::store::Store;
 use nix::sys::signal::Signal;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// `pg_receivewal` under a standby's name. It ends with the test.
 struct Receiver {
@@ -59,14 +61,16 @@ async fn until_impostors(c: &Cluster, primary: usize, want: &[String]) {
     .await;
 }
 
-/// A second agent of the primary's name, with an empty directory and a port of its own.
-async fn second(c: &Cluster, primary: usize) -> (AgentHandle, tempfile::TempDir) {
+/// A second agent of a node's name, with an empty directory and a port of its own.
+async fn second(c: &Cluster, node: usize, shared: ClusterConfig) -> (AgentHandle, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = c.nodes[primary].config.clone();
+    let mut config = c.nodes[node].config.clone();
     (config.data_dir, config.postgres_port) = (dir.path().join("second"), config.postgres_port + 4);
+    // By its first look it knows of the other one, however slow that is.
+    config.probe_timeout = Duration::from_secs(10);
     let store: Arc<dyn Store> = Arc::new(c.store.client());
     let registry = prometheus::Registry::new();
-    let handle = agent::run(config, c.shared.clone(), c.keys.clone(), store, &registry).await.unwrap();
+    let handle = agent::run(config, shared, c.keys.clone(), store, &registry).await.unwrap();
     (handle, dir)
 }
 
@@ -77,7 +81,7 @@ fn a_second_agent_of_the_primarys_name_leaves_its_lease_alone() {
         let mut c = Cluster::new(22640, 1, Mode::Async, 0);
         let p = c.bootstrap().await;
         let (held, revision) = c.record::<PrimaryRecord>(c.keys.primary()).await.unwrap();
-        let (second, _dir) = second(&c, p).await;
+        let (second, _dir) = second(&c, p, c.shared.clone()).await;
         until("it to have read whose term is open", async || (second.state().opened == Term(1)).then_some(())).await;
         // Both say so, orders go on to the one on record, and neither counts.
         let told =
@@ -107,6 +111,19 @@ fn a_second_agent_of_the_primarys_name_leaves_its_lease_alone() {
         let holder = c.state(p).await.holder;
         let found = || c.record::<MemberRecord>(c.keys.member(&c.nodes[p].id));
         until("its record", async || (found().await?.0.holder.as_ref() == Some(&holder)).then_some(())).await;
+
+        // One with another secret is answered by nobody, and takes the place. That it lives the record tells: who was there says so,
+        // and leaves it to that one for a while.
+        let dir = tempfile::tempdir().unwrap();
+        let secret_file = dir.path().join("secret");
+        std::fs::write(&secret_file, "the secret of before it was changed").unwrap();
+        let (second, _dir) = self::second(&c, p, ClusterConfig { secret_file, ..c.shared.clone() }).await;
+        c.until_state(p, "the first to know", told).await;
+        let (on_record, _) = found().await.unwrap();
+        assert_eq!((on_record.holder, on_record.agent.port), (Some(second.state().holder), second.address().port()));
+        let refused = c.freeze(p, Term(2)).await.unwrap_err();
+        assert!(refused.contains("another agent is on record as n1"), "{refused}");
+        second.stop().await;
     });
 }
 
@@ -121,7 +138,7 @@ fn whoever_receives_under_a_standbys_name_is_told_of_and_ended() {
         let local = format!("host={} user=postgres", c.nodes[p].config.data_dir.join("sock").display());
 
         // A second agent of its name, without data, leaves that to the one on record.
-        let (second, _dir) = second(&c, s).await;
+        let (second, _dir) = second(&c, s, c.shared.clone()).await;
         until("it to know who is primary, and of the other", async || {
             let state = second.state();
             (state.opened == Term(1) && state.namesake.is_some()).then_some(())

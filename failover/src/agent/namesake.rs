@@ -3,9 +3,10 @@
 //! A name has one address on record, and orders go there. Whoever finds another agent there that answers leaves the record alone,
 //! and asks again and again, which is how that one knows. Both say so and refuse to be frozen: which of them has what the node has
 //! acknowledged nobody can tell. Managers do not count on either, so they begin nothing that it would be needed for. One that
-//! cannot be reached is taken for the node's last, which is dead or has moved.
+//! cannot be reached is taken for the node's last, which is dead or has moved, unless it has written the record behind this one.
 
 use super::Agent;
+use super::records::At;
 use crate::api::AgentState;
 use crate::fsm::namesake::{Namesake, Other, Place};
 use crate::manager::client::{AgentLink, ExchangeError};
@@ -19,15 +20,18 @@ use std::time::Duration;
 const LASTS: Duration = Duration::from_secs(5);
 
 impl Agent {
-    /// May this agent put its own record in the place of `found`? `first`: it has not been on record yet.
-    pub(super) async fn may_register(&self, found: Option<&MemberRecord>, first: bool, other: &mut Other) -> bool {
+    /// May this agent put its own record in the place of `found`?
+    pub(super) async fn may_register(&self, found: Option<&At<MemberRecord>>, other: &mut Other) -> bool {
+        let own = |holder: &String| *holder == self.env.holder || self.predecessors.contains(holder);
+        // Older agents do not say who they are.
+        let found = found.and_then(|f| Some((&f.value, f.value.holder.as_ref().filter(|h| !own(h))?, f.revision)));
         let namesake = match found {
-            Some(found) => self.look_for_namesake(found).await,
+            Some((found, holder, _)) => self.look_for_namesake(found, holder).await,
             None => Namesake::Gone,
         };
-        let may = other.may_register(namesake, first, self.env.clock.now());
+        let may = other.may_register(namesake, found.map(|(_, _, revision)| revision), self.env.clock.now());
         self.takes(other.place());
-        if let Some(found) = found.filter(|_| other.was_heard()) {
+        if let Some((found, ..)) = found.filter(|_| other.was_heard()) {
             let (node, at) = (&self.env.config.node, &found.agent);
             self.has_namesake(format!(
                 "another agent is on record as {node}, at {at}: give one of them its own name, or stop it; \
@@ -45,10 +49,7 @@ impl Agent {
         }
     }
 
-    async fn look_for_namesake(&self, found: &MemberRecord) -> Namesake {
-        let own = |holder: &&String| **holder == self.env.holder || self.predecessors.contains(holder);
-        // Older agents do not say who they are.
-        let Some(holder) = found.holder.as_ref().filter(|h| !own(h)) else { return Namesake::Gone };
+    async fn look_for_namesake(&self, found: &MemberRecord, holder: &str) -> Namesake {
         let mut link = AgentLink::new(found.agent.clone(), self.env.secret.clone());
         let path = format!(
             "/agent/state?node={}&namesake={}&port={}",
@@ -58,7 +59,7 @@ impl Agent {
         );
         match link.exchange(Method::GET, &path, Bytes::new(), self.env.config.probe_timeout).await {
             Ok((StatusCode::OK, body)) => match serde_json::from_slice::<AgentState>(&body) {
-                Ok(state) if state.holder == *holder => Namesake::Lives,
+                Ok(state) if state.holder == holder => Namesake::Lives,
                 // This agent itself at an address that was the other's, say.
                 _ => Namesake::Gone,
             },

@@ -250,17 +250,17 @@ impl Agent {
                 // Until an operator lifts the fence; then it is told anew.
                 written = None;
             } else if taken || written.as_ref() != Some(&member) {
-                let put = self.put_member(&member, written.is_none(), &mut other).await;
+                let put = self.put_member(&member, &mut other).await;
                 if put.is_err() && self.state.look(|o| o.place == Place::Unknown) {
                     // etcd is away again: nobody waits for it to tell who is there.
                     self.takes(Place::Own);
                 }
-                if !matches!(put, Ok(true)) {
+                let Ok(Some(revision)) = put else {
                     tracing::debug!(?put, "member record not written");
                     tokio::time::sleep(Duration::from_millis(500)).await;
                     continue;
-                }
-                other.registered();
+                };
+                other.registered(revision);
                 written = Some(member);
                 if taken {
                     // Two that do not find each other would write by turns.
@@ -276,30 +276,31 @@ impl Agent {
     }
 
     /// Put it, unless the node was removed (which an agent that has just started has not read yet) or its fence changes, or
-    /// another agent lives under its name.
-    async fn put_member(&self, member: &MemberRecord, first: bool, other: &mut Other) -> Result<bool, StoreError> {
+    /// another agent lives under its name. Gives the revision at which it was put.
+    async fn put_member(&self, member: &MemberRecord, other: &mut Other) -> Result<Option<i64>, StoreError> {
         let key = self.env.keys.member(&member.node);
         let found = self.store.get(&key).await?;
         let of_now = match &found {
             Some(found) => Compare::ModRevision(key.clone(), found.mod_revision),
             None => Compare::Absent(key.clone()),
         };
-        let found = found.as_ref().and_then(decode::<MemberRecord>).map(|f| f.value);
-        if !self.may_register(found.as_ref(), first, other).await {
-            return Ok(false);
+        let found = found.as_ref().and_then(decode::<MemberRecord>);
+        if !self.may_register(found.as_ref(), other).await {
+            return Ok(None);
         }
-        if found.as_ref() == Some(member) {
-            return Ok(true);
+        if let Some(found) = found.filter(|f| f.value == *member) {
+            return Ok(Some(found.revision));
         }
         let fence = self.env.keys.fence(&member.node);
         let unchanged = match self.store.get(&fence).await? {
-            Some(found) if decode::<FenceRecord>(&found).is_some_and(|f| f.value.removed) => return Ok(false),
+            Some(found) if decode::<FenceRecord>(&found).is_some_and(|f| f.value.removed) => return Ok(None),
             Some(found) => Compare::ModRevision(fence, found.mod_revision),
             None => Compare::Absent(fence),
         };
         let value = serde_json::to_vec(member).expect("a record of texts and numbers can be written");
         let put = Txn::new().when(unchanged).when(of_now).put(key, value);
-        Ok(self.store.txn(put).await?.succeeded)
+        let put = self.store.txn(put).await?;
+        Ok(put.succeeded.then_some(put.revision))
     }
 }
 

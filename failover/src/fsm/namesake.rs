@@ -2,7 +2,8 @@
 //!
 //! An agent that is alone must get there by itself whatever was there before it: its node is started again, moves or is made anew. So
 //! nobody waits for one that was not heard. One that was heard may only be started again, or be cut off for a moment from the agent
-//! that asks, and what the node has acknowledged is there: its place is not taken before it was away for long.
+//! that asks, and what the node has acknowledged is there: its place is not taken before it was away for long. Two that cannot ask
+//! each other learn of each other by the record, which the one has written behind the other.
 
 use cluster::Instant;
 use std::time::Duration;
@@ -33,50 +34,53 @@ pub enum Place {
 
 /// So long one that has lived must have been away before its place is taken. An agent is started again sooner.
 const AWAY: Duration = Duration::from_secs(60);
-/// And one that was never heard, where the record was this agent's before: etcd was restored, or the two cannot reach each other.
-const UNHEARD: Duration = Duration::from_secs(10);
 /// Of the time between two looks so much counts, lest one that stood still takes what it did not hear for silence.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
 
 /// What an agent knows of another one that is on record for its node.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Other {
-    /// It has answered, and its place was not taken since.
+    /// It has answered, or written, and its place was not taken since.
     lived: bool,
     /// When it was looked for last, and for how long it had not answered then.
     away: Option<(Instant, Duration)>,
-    /// This agent has been on record since it was started.
-    was_on_record: bool,
+    /// The revision at which this agent put itself on record, since it was started, or at which it found that another one had
+    /// since then.
+    written: Option<i64>,
 }
 
 impl Other {
-    /// It was looked for: may the agent put itself on record? `first`: since it was started, or the record was lost.
-    pub fn may_register(&mut self, found: Namesake, first: bool, now: Instant) -> bool {
-        if found == Namesake::Lives {
+    /// It was looked for: may the agent put itself on record? `written`: the revision at which the other one did, if there is
+    /// one. What an etcd tells of that was restored is older than what this agent has written: nobody lives by that.
+    pub fn may_register(&mut self, found: Namesake, written: Option<i64>, now: Instant) -> bool {
+        let behind_us = self.written.zip(written).is_some_and(|(own, other)| other > own);
+        if behind_us {
+            self.written = written;
+        }
+        if behind_us || found == Namesake::Lives {
             (self.lived, self.away) = (true, None);
             return false;
         }
         let away = self.away.map_or(Duration::ZERO, |(at, away)| away + now.since(at).min(BETWEEN_LOOKS));
-        let enough = if self.lived { AWAY } else { UNHEARD };
-        let may = away >= enough || !self.lived && (first || found == Namesake::Gone);
+        let may = !self.lived || away >= AWAY;
         self.lived &= !may;
         self.away = (!may).then_some((now, away));
         may
     }
 
-    /// The agent is on record.
-    pub fn registered(&mut self) {
-        self.was_on_record = true;
+    /// The agent is on record, at this revision.
+    pub fn registered(&mut self, revision: i64) {
+        self.written = Some(revision);
     }
 
-    /// It was heard, and its place was not taken since.
+    /// It was heard or read of, and its place was not taken since.
     pub fn was_heard(&self) -> bool {
         self.lived
     }
 
     /// Once it was looked for.
     pub fn place(&self) -> Place {
-        if self.lived && !self.was_on_record { Place::Others } else { Place::Own }
+        if self.lived && self.written.is_none() { Place::Others } else { Place::Own }
     }
 }
 
@@ -85,18 +89,23 @@ mod tests {
     use super::*;
     use Namesake::{Gone, Lives, Silent};
 
-    const FIRST: bool = true;
+    /// Another one's, put there before this agent was.
+    const WRITTEN: Option<i64> = Some(5);
 
     /// What comes of looking once a second from `from` on, for so many seconds.
-    fn looks(other: &mut Other, found: Namesake, first: bool, seconds: std::ops::Range<u64>) -> Vec<bool> {
-        seconds.map(|s| other.may_register(found, first, Instant::from_millis(1000 * s))).collect()
+    fn looks(other: &mut Other, found: Namesake, written: Option<i64>, seconds: std::ops::Range<u64>) -> Vec<bool> {
+        seconds.map(|s| other.may_register(found, written, Instant::from_millis(1000 * s))).collect()
     }
 
     #[test]
     fn an_agent_that_is_alone_is_on_record_at_once() {
         for found in [Gone, Silent] {
             let mut other = Other::default();
-            assert_eq!(looks(&mut other, found, FIRST, 0..1), [true], "{found:?}: it was started again, or has moved");
+            assert_eq!(
+                looks(&mut other, found, WRITTEN, 0..1),
+                [true],
+                "{found:?}: it was started again, or has moved"
+            );
             assert_eq!(other.place(), Place::Own);
         }
     }
@@ -104,7 +113,7 @@ mod tests {
     #[test]
     fn nobody_takes_the_place_of_a_living_agent_of_the_same_name() {
         let mut other = Other::default();
-        assert!(!looks(&mut other, Lives, FIRST, 0..300).contains(&true));
+        assert!(!looks(&mut other, Lives, WRITTEN, 0..300).contains(&true));
         assert_eq!(other.place(), Place::Others);
     }
 
@@ -112,11 +121,11 @@ mod tests {
     fn one_that_lived_is_given_the_time_to_be_started_again() {
         for found in [Gone, Silent] {
             let mut other = Other::default();
-            looks(&mut other, Lives, FIRST, 0..1);
-            assert!(!looks(&mut other, found, FIRST, 1..60).contains(&true), "{found:?}");
+            looks(&mut other, Lives, WRITTEN, 0..1);
+            assert!(!looks(&mut other, found, WRITTEN, 1..60).contains(&true), "{found:?}");
             assert_eq!(other.place(), Place::Others);
-            looks(&mut other, Lives, FIRST, 60..61);
-            assert!(!looks(&mut other, found, FIRST, 61..121).contains(&true), "it was back in between");
+            looks(&mut other, Lives, WRITTEN, 60..61);
+            assert!(!looks(&mut other, found, WRITTEN, 61..121).contains(&true), "it was back in between");
         }
     }
 
@@ -124,32 +133,55 @@ mod tests {
     fn nobody_is_kept_out_for_ever_by_one_that_is_gone() {
         for found in [Gone, Silent] {
             let mut other = Other::default();
-            looks(&mut other, Lives, FIRST, 0..1);
-            let may = looks(&mut other, found, FIRST, 1..62);
+            looks(&mut other, Lives, WRITTEN, 0..1);
+            let may = looks(&mut other, found, WRITTEN, 1..62);
             assert_eq!(may.iter().position(|may| *may), Some(60), "{found:?}");
             assert_eq!(other.place(), Place::Own);
         }
-        // Nor by what an etcd that was restored tells of, at an address that does not answer.
-        let mut other = Other::default();
-        assert_eq!(looks(&mut other, Silent, !FIRST, 0..61).iter().position(|may| *may), Some(10));
-        assert!(!other.was_heard());
-        assert_eq!(looks(&mut Other::default(), Gone, !FIRST, 0..1), [true]);
+    }
+
+    #[test]
+    fn what_a_restored_etcd_tells_of_keeps_nobody_out() {
+        for found in [Gone, Silent] {
+            let mut other = Other::default();
+            looks(&mut other, Gone, None, 0..1);
+            other.registered(7);
+            assert_eq!(looks(&mut other, found, WRITTEN, 1..2), [true], "{found:?}");
+            assert!(!other.was_heard());
+        }
+    }
+
+    #[test]
+    fn two_that_cannot_ask_each_other_are_told_by_what_they_write() {
+        // At an address that is each one's own, say, or with another secret.
+        for found in [Gone, Silent] {
+            let mut other = Other::default();
+            looks(&mut other, Gone, None, 0..1);
+            other.registered(7);
+            let may = looks(&mut other, found, Some(8), 1..63);
+            assert_eq!(may.iter().position(|may| *may), Some(61), "{found:?}: nor do they write by turns");
+            other.registered(9);
+            assert!(!other.was_heard());
+            assert_eq!(looks(&mut other, found, Some(10), 63..64), [false]);
+            assert!(other.was_heard());
+            assert_eq!(other.place(), Place::Own, "it has been there");
+        }
     }
 
     #[test]
     fn what_was_not_heard_while_the_agent_stood_still_is_no_absence() {
         let mut other = Other::default();
-        looks(&mut other, Lives, FIRST, 0..1);
-        looks(&mut other, Silent, FIRST, 1..2);
-        assert_eq!(looks(&mut other, Silent, FIRST, 3600..3602), [false, false]);
+        looks(&mut other, Lives, WRITTEN, 0..1);
+        looks(&mut other, Silent, WRITTEN, 1..2);
+        assert_eq!(looks(&mut other, Silent, WRITTEN, 3600..3602), [false, false]);
     }
 
     #[test]
     fn who_has_been_on_record_goes_on_when_another_takes_its_place() {
         let mut other = Other::default();
-        looks(&mut other, Gone, FIRST, 0..1);
-        other.registered();
-        looks(&mut other, Lives, !FIRST, 1..9);
+        looks(&mut other, Gone, None, 0..1);
+        other.registered(7);
+        looks(&mut other, Lives, Some(8), 1..9);
         assert_eq!(other.place(), Place::Own);
     }
 }
