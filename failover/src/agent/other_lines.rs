@@ -10,8 +10,10 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// A standby that is cut off writes little when it stops, and recovers the same when it is killed.
-const STOP_BOUND: Duration = Duration::from_secs(2);
+/// A standby that is cut off writes what it has in memory when it stops. Killed, it would replay from its last restartpoint on
+/// before it receives again, which may take longer than to let it end; and it is in the way of a freeze only for less than that
+/// waits (`freeze::END_BOUND`).
+const STOP_BOUND: Duration = Duration::from_secs(10);
 
 impl Agent {
     /// Histories of timelines above `timeline`. An empty file is a stub that only keeps a number from being used.
