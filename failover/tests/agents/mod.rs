@@ -407,9 +407,15 @@ impl Cluster {
         while begun.elapsed() < Duration::from_secs(5) {
             let behind = |s: &Standby| position > Some(Position { timeline: s.timeline, lsn: s.receive_lsn });
             match &self.state(i).await.postgres {
-                PostgresState::Standby(s) if behind(s) => pause(begun).await,
-                _ => return,
+                PostgresState::Standby(s) if behind(s) => {}
+                // Not looked at in time, on a busy machine.
+                PostgresState::Hung { .. } | PostgresState::Starting => {}
+                PostgresState::Standby(_)
+                | PostgresState::Primary(_)
+                | PostgresState::Stopped { .. }
+                | PostgresState::Absent => return,
             }
+            pause(begun).await;
         }
     }
 
