@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::raw::{Raw, bind, execute, parse, run, sync};
+use common::raw::{Raw, bind, execute, parse, run, sync, words};
 use common::{Cluster, dial};
 use proxy::config::durability::Own;
 use proxy::route::durability::Durability;
@@ -213,6 +213,28 @@ fn a_statement_says_in_a_comment_what_its_commit_waits_for() {
     assert!(seen.contains(&"N 01000".to_owned()), "{seen:?}");
     ok(&mut a, "commit");
     assert_eq!((how(&mut b, 9), value(&mut a, SHOW)), ("local".to_owned(), "remote_apply".to_owned()));
+    // Nor does what is sent behind its end without waiting for an answer have anything of it; and that may say so for itself.
+    ok(&mut a, &hint("local", "begin"));
+    a.write(|out| {
+        let behind = ["begin", "commit"].map(str::to_owned);
+        let all = [insert(14), "commit".to_owned(), insert(15)].into_iter().chain(behind);
+        all.chain([hint("local", &insert(16)), insert(17)]).for_each(|sql| {
+            run(out, &sql);
+            sync(out);
+        });
+    });
+    (0..7).for_each(|_| drop(a.until_ready()));
+    ok(&mut a, "begin");
+    a.write(|out| {
+        ["commit", &hint("local", &insert(18))].iter().for_each(|sql| {
+            run(out, sql);
+            sync(out);
+        });
+    });
+    let answers = [(); 2].map(|()| a.until_ready());
+    let all = [14, 15, 16, 17, 18].map(|i| how(&mut b, i));
+    assert_eq!(all, ["local", "remote_apply", "local", "remote_apply", "local"]);
+    assert_eq!(answers.map(|seen| words(&seen)), ["1 | 2 | C COMMIT | Z I", "1 | 2 | C INSERT 0 1 | Z I"]);
     // What the block sets for the session stays, also when it is just what the comment says, unless it is rolled back.
     for (set, end, want) in [
         ("set synchronous_commit = 'local'", "rollback", "remote_apply"),

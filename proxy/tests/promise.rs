@@ -9,8 +9,13 @@ use proxy::wire::codec::message;
 const WHERE: &str = "select current_setting('cluster_name')";
 
 fn one_standby() -> Cluster {
+    one_standby_with_hints(false)
+}
+
+fn one_standby_with_hints(hints: bool) -> Cluster {
     let cluster = Cluster::start(1, |raw| {
         raw.workers = 1;
+        raw.reads.hints = hints;
         // On a loaded machine a sample of the tests' own monitor may take long.
         raw.max_replay_lag = cluster::config::Span::secs(10);
     });
@@ -382,7 +387,7 @@ fn last_route(client: &mut Raw) -> String {
 
 #[test]
 fn a_token_carries_what_was_written_to_another_session() {
-    let cluster = one_standby();
+    let cluster = one_standby_with_hints(true);
     cluster.nodes[1].psql("select pg_wal_replay_pause()");
     let mut a = Raw::login(cluster.port, &[]);
     ok(&mut a, "update seen set n = 7");
@@ -398,6 +403,17 @@ fn a_token_carries_what_was_written_to_another_session() {
         assert_eq!(value(&mut b, "select n, current_setting('cluster_name') from seen"), "7 n1");
         (last_route(&mut b) == "primary n1: replay_behind").then_some(())
     });
+    // By a comment, for one statement or block, of one that minds nothing else.
+    let mut any = Raw::login(cluster.port, &[("pgtenure.consistency", "eventual")]);
+    let read = "select n, current_setting('cluster_name') from seen";
+    let named = format!("/* pgtenure: after={token} */ {read}");
+    for _ in 0..2 {
+        wait_for("the standby to serve what names no token", || (value(&mut any, read) == "0 n2").then_some(()));
+        assert_eq!(value(&mut any, &named), "7 n1");
+        ok(&mut any, &format!("/* pgtenure: after={token} */ begin read only"));
+        assert_eq!(value(&mut any, read), "7 n1");
+        ok(&mut any, "commit");
+    }
     // In the startup packet, with a wait for the standby.
     let options = format!("-c pgtenure.after={token} -c pgtenure.standby_wait=60s -c pgtenure.no_standby=error");
     let mut c = Raw::login(cluster.port, &[("options", &options)]);
@@ -412,7 +428,7 @@ fn a_token_carries_what_was_written_to_another_session() {
 
 #[test]
 fn a_token_from_beyond_a_fork_is_refused() {
-    let cluster = Cluster::start(2, |raw| raw.workers = 1);
+    let cluster = Cluster::start(2, |raw| (raw.workers, raw.reads.hints) = (1, true));
     cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
     let id = cluster.nodes[0].psql("select system_identifier from pg_control_system()");
     cluster.publish(|t| t.system_id = Some(id.parse().unwrap()));
@@ -447,6 +463,8 @@ fn a_token_from_beyond_a_fork_is_refused() {
     let lsn = |token: &str| token.split('-').nth(2).unwrap().parse::<cluster::Lsn>().unwrap();
     let mut pinned = Raw::login(cluster.port, &[]);
     ok(&mut pinned, &format!("set pgtenure.after = '{lost}'; create temp table t(n int)"));
+    let mut told = Raw::login(cluster.port, &[]);
+    ok(&mut told, &format!("set pgtenure.after = '{lost}'"));
     // As if the new primary had received the first write only.
     cluster.fail_over_to(1);
     cluster.publish(|t| {
@@ -474,6 +492,34 @@ fn a_token_from_beyond_a_fork_is_refused() {
     assert_eq!(b.query("select 1"), ["E 25P02", "Z E"]);
     assert_eq!(b.query("rollback"), ["C ROLLBACK", "Z I"]);
     ok(&mut b, "select n from seen");
+    // So it is where a comment names it, and behind what is in flight at the primary.
+    let named = format!("/* pgtenure: after={lost} */");
+    let behind = |client: &mut Raw, ahead: &str, sql: &str| {
+        client.write(|out| [ahead, sql].iter().for_each(|sql| proxy::wire::frontend::write_query(out, sql)));
+        let first = client.until_ready();
+        assert!(first.last().is_some_and(|s| s == "Z I") && !first[0].starts_with("E "), "{ahead}: {first:?}");
+        client.until_ready()
+    };
+    for sql in ["select n from seen", "update seen set n = n", "begin"].map(|sql| format!("{named} {sql}")) {
+        assert_eq!(b.query(&sql), ["E 08007", "Z I"], "{sql}");
+        for (before, ahead) in [
+            (&[][..], "update seen set n = n"),
+            (&["begin"], "commit"),
+            (&["begin", "update seen set n = n"], "rollback"),
+            (&["begin", "select 1 / 0"], "rollback"),
+            (&["begin read only", "select n from seen"], "commit"),
+        ] {
+            before.iter().for_each(|sql| drop(b.query(sql)));
+            assert_eq!(behind(&mut b, ahead, &sql), ["E 08007", "Z I"], "{sql} behind {before:?} {ahead}");
+        }
+    }
+    ok(&mut b, "select n from seen");
+    assert_eq!(behind(&mut told, "show pgtenure.term", "select n from seen"), ["E 08007", "Z I"]);
+    ok(&mut told, "set pgtenure.after = ''");
+    // A session that has a server is held to it from the next statement on, however it was set.
+    ok(&mut told, "create temp table t(n int)");
+    ok(&mut told, &format!("select set_config('pgtenure.after', concat('{lost}'), false)"));
+    assert_eq!(told.query(WHERE), ["E 08007", "Z I"]);
     // What the session has set may be lost by a failover after that, also for one that lost its server with it.
     assert_eq!(pinned.query(WHERE)[0], "E 08006");
     assert_eq!(pinned.query(WHERE), ["E 08007", "Z I"]);
@@ -486,10 +532,20 @@ fn a_token_is_looked_at_by_what_sets_it() {
     let cluster = Cluster::start(0, |raw| {
         raw.workers = 1;
         raw.hold_timeout = cluster::config::Span::millis(500);
+        raw.reads.hints = true;
     });
     cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
     let ahead = "2-2-0/1";
     let mut a = Raw::login(cluster.port, &[]);
+    // A comment names it for its own statement, alone and behind another.
+    let named = format!("/* pgtenure: after={ahead} */ select n from seen");
+    assert_eq!(a.query(&named), ["E 57P03", "Z I"]);
+    a.write(|out| {
+        ["update seen set n = n", &named].iter().for_each(|sql| proxy::wire::frontend::write_query(out, sql));
+    });
+    assert_eq!(a.until_ready(), ["C UPDATE 1", "Z I"]);
+    assert_eq!(a.until_ready(), ["E 57P03", "Z I"]);
+    assert_eq!(value(&mut a, "select n from seen"), "0");
     for sql in [
         format!("set pgtenure.after = '{ahead}'; select n from seen"),
         format!("select set_config('pgtenure.after', '{ahead}', false), n from seen"),

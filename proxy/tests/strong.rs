@@ -21,7 +21,7 @@ fn ok(client: &mut Raw, sql: &str) -> Vec<String> {
 /// A primary whose commits wait for its standby.
 fn semi_sync(hold: Duration) -> Cluster {
     let cluster = Cluster::start(1, |raw| {
-        (raw.workers, raw.hold_timeout) = (1, cluster::config::Span(hold));
+        (raw.workers, raw.hold_timeout, raw.reads.hints) = (1, cluster::config::Span(hold), true);
     });
     cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (1)");
     cluster.nodes[0].psql("alter system set synchronous_standby_names = 'ANY 1 (n2)'");
@@ -78,9 +78,23 @@ fn what_cannot_be_proved_is_an_error_in_time() {
     let mut cluster = semi_sync(Duration::from_secs(2));
     let mut a = strong(&cluster);
     ok(&mut a, READ);
+    let hinted = format!("/* pgtenure: consistency=strong */ {READ}");
+    let mut asks: Vec<Raw> = (0..3).map(|_| Raw::login(cluster.port, &[("pgtenure.read_from", "primary")])).collect();
+    asks.iter_mut().for_each(|client| assert_eq!(ok(client, &hinted)[1], "D 1 n1"));
+    ok(&mut asks[2], "begin");
     cluster.nodes[1].kill();
+    // A statement asks for that in a comment: alone, behind another, and behind the end of a block.
+    for (client, ahead) in asks.iter_mut().zip(["", READ, "commit"]) {
+        client.write(|out| [ahead, &hinted].iter().for_each(|sql| write_query(out, sql)));
+        let ahead = client.until_ready();
+        assert!(!ahead[0].starts_with("E ") && ahead.last().is_some_and(|s| s == "Z I"), "{ahead:?}");
+    }
     for sql in [READ, "begin", "update seen set n = 3"] {
         assert_eq!(a.query(sql), ["E 57P03", "Z I"], "{sql}");
+    }
+    for client in &mut asks {
+        assert_eq!(client.until_ready(), ["E 57P03", "Z I"]);
+        ok(client, READ);
     }
     // The session itself goes on.
     cluster.nodes[1].start();

@@ -42,9 +42,9 @@ pub(super) struct Promised {
 }
 
 impl Promised {
-    /// Must its reads have seen a position that it names?
-    pub(super) fn comes_after(&self) -> bool {
-        self.promise.after.is_some()
+    /// Must reads of a session that has set this have seen a position that it names, as far as that was worked out?
+    pub(super) fn comes_after(&self, settings: &Shared) -> bool {
+        self.promise.after.is_some() || !Arc::ptr_eq(&self.settings, settings)
     }
 
     /// Is the client told where its statements go?
@@ -85,6 +85,9 @@ impl Session {
     pub(super) fn take_hint(&mut self, input: &[u8], unit: &Unit) -> Option<Step> {
         self.hinted = None;
         let (mut hints, mut passed) = self.hints(input, unit);
+        if (self.unhinted.is_some() || hints.iter().chain(&passed).any(|of| !of.is_empty())) && self.turns() {
+            return Some(Step::Wait);
+        }
         if let Some(step) = self.hint_durability(&hints, unit) {
             return Some(step);
         }
@@ -118,6 +121,13 @@ impl Session {
         self.warn_of_hint(&bad.iter().map(|bad| (bad.to_string(), detail)).collect::<Vec<_>>());
         self.hinted = Some(Box::new(said));
         None
+    }
+
+    /// Is what comes next in another block than what was answered last, or in one no more? Whether a comment counts is known
+    /// with the next answer.
+    fn turns(&self) -> bool {
+        let flies = self.relay.busy() && self.relay.open.is_none();
+        flies && (self.fresh.is_some() || self.relay.leads_to() != self.relay.status)
     }
 
     /// Warn of comments that ask for something else than their block has, which is what held before and what the comment of
@@ -161,7 +171,7 @@ impl Session {
     /// not go on with it either.
     pub(super) fn object(&mut self, input: &[u8], unit: &Unit, now: Instant) -> Option<Step> {
         // What is half sent, or in a block that has failed, is the server's to refuse.
-        if self.relay.open.is_some() || self.relay.status == TxStatus::Failed {
+        if self.relay.open.is_some() || self.relay.status == TxStatus::Failed && !self.relay.busy() {
             return None;
         }
         let error = match self.objection(input, unit, now) {
@@ -209,8 +219,9 @@ impl Session {
             Position::Also(_) => self.promise_before().after?,
             Position::Kept => self.promise_of_unit().after?,
         };
-        // What has no server yet is judged when one is looked for, which can wait.
-        self.server.as_ref().filter(|_| !self.relay.busy() && self.relay.status == TxStatus::Idle)?;
+        // What has no server yet is judged when one is looked for, which can wait. What is behind something in flight is judged
+        // again when that is answered: a block keeps the position of its BEGIN.
+        self.server.as_ref().filter(|_| self.relay.busy() || self.relay.status == TxStatus::Idle)?;
         // What a comment names has come only now.
         let since = self.promised.as_deref().filter(|_| self.hinted.is_none()).map_or(now, |known| known.since);
         self.standing(after, (since, now))

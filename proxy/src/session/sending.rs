@@ -55,7 +55,7 @@ impl Session {
         }
         self.position = self.position(input, unit);
         self.own = unit.ours && unit.tail_left == 0 && !at_shown && self.is_own(input, unit);
-        let comes_after = |p: &Promised| p.comes_after();
+        let comes_after = |p: &Promised| p.comes_after(&self.tracking.settings);
         if (unit.ours
             || !matches!(self.position, Position::Kept | Position::Is(None))
             || self.hinted.is_some()
