@@ -7,6 +7,7 @@ use crate::config_file::{NODES, Options};
 use crate::process::{signal_all, unprivileged};
 use crate::wait::{wait_for, wait_until};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::io::Read;
 use std::process::{Child, Stdio};
@@ -70,6 +71,27 @@ impl Verify {
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self { child: command.spawn().expect("our own program starts") }
+    }
+
+    /// Wait until it checks reads. A fault before that would hit what it prepares.
+    ///
+    /// # Panics
+    /// When it does not begin.
+    pub fn begun(&mut self, cluster: &Cluster) {
+        wait_for("the check of reads to begin", LONG, || {
+            if self.has_ended() {
+                return Ok(());
+            }
+            let mut client = crate::client::Client::connect(&cluster.target()).map_err(|e| e.to_string())?;
+            let written = client.query("begin; select max(n) > 0 from pgtenure_verify.registers; commit");
+            let written = written.map_err(|e| e.to_string())?.value().to_owned();
+            if written == "t" { Ok(()) } else { Err("nothing is written".to_owned()) }
+        });
+    }
+
+    /// Ask it to end before its time.
+    pub fn stop(&self) {
+        signal_all(&[Pid::from_raw(self.child.id().cast_signed())], Signal::SIGINT);
     }
 
     /// Has it ended?
@@ -151,14 +173,16 @@ impl Fault {
 #[derive(Debug)]
 pub struct Faults {
     state: u64,
-    /// What was done so far.
+    /// Changes of the primary that were asked for.
+    changes: usize,
+    /// What has befallen the cluster so far while it was not over.
     pub done: Vec<Fault>,
 }
 
 impl Faults {
     /// The same seed gives the same faults.
     pub fn new(seed: u64) -> Self {
-        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, done: Vec::new() }
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, changes: 0, done: Vec::new() }
     }
 
     /// A number below `limit` (xorshift).
@@ -169,17 +193,34 @@ impl Faults {
         (self.state >> 16) % limit
     }
 
-    /// Every fault of standbys in a random order, then one of the primary, the next each round.
-    pub fn round(&mut self, cluster: &mut Cluster, over: &mut dyn FnMut() -> bool) {
+    /// Every fault of standbys, in a random order.
+    pub fn of_standbys(&mut self) -> Vec<Fault> {
         let mut left = Fault::OF_STANDBYS.to_vec();
-        while !left.is_empty() && !over() {
+        let mut order = Vec::new();
+        while !left.is_empty() {
             let next = self.below(left.len() as u64) as usize;
-            self.inflict(cluster, left.swap_remove(next), over);
+            order.push(left.swap_remove(next));
         }
-        let changes = self.done.iter().filter(|f| Fault::OF_PRIMARIES.contains(f)).count();
+        order
+    }
+
+    /// All of them, then one of the primary, the next each round.
+    pub fn round(&mut self, cluster: &mut Cluster, over: &mut dyn FnMut() -> bool) {
+        for fault in self.of_standbys() {
+            if !over() {
+                self.inflict(cluster, fault, over);
+            }
+        }
         if !over() {
-            self.inflict(cluster, Fault::OF_PRIMARIES[changes % Fault::OF_PRIMARIES.len()], over);
+            let next = Fault::OF_PRIMARIES[self.changes % Fault::OF_PRIMARIES.len()];
+            self.changes += 1;
+            self.inflict(cluster, next, over);
         }
+    }
+
+    /// Of these, what has not been done so far.
+    pub fn missing(&self, of: &[Fault]) -> Vec<Fault> {
+        of.iter().filter(|fault| !self.done.contains(fault)).copied().collect()
     }
 
     /// Inflict one fault for a random time, undo it, and let the cluster come back.
@@ -191,7 +232,6 @@ impl Faults {
         let standbys: Vec<&str> = NODES.into_iter().filter(|n| *n != primary).collect();
         let standby = standbys[self.below(standbys.len() as u64) as usize];
         let time = Duration::from_millis(self.below(LONGEST_MS + 1));
-        self.done.push(fault);
         match fault {
             Fault::StreamDelayed => {
                 let stream = cluster.fault_proxy(&primary);
@@ -224,9 +264,13 @@ impl Faults {
                 last(time, over);
                 cluster.fault_proxy(&primary).heal();
             }
-            // On a busy machine it may fail or be refused; the cluster has to be open either way.
+            // On a busy machine it may fail or be refused, and was none then; the cluster has to be open either way.
             Fault::Switchover => drop(cluster.verb(&["switchover", "--json"])),
             Fault::PrimaryKilled | Fault::PrimaryFrozen => replace_primary(cluster, &primary, fault),
+        }
+        let done = fault != Fault::Switchover || cluster.active().primary != primary;
+        if done && !over() {
+            self.done.push(fault);
         }
         cluster.all_stream_within(COME_BACK);
         // Time for the reads to spread again, of which the next fault then finds many on standbys.
