@@ -57,12 +57,37 @@ fn a_fence_that_a_killed_agent_left_is_lifted_once_the_lease_is_held_again() {
     });
 }
 
+/// Killed while it runs initdb, and once everything is filled in but the first term is not on record.
+async fn created_at_the_third_attempt(c: &mut Cluster) -> usize {
+    let config = c.nodes[0].config.clone();
+    let there = |name: &str| config.data_dir.join(name).exists().then_some(());
+    c.start(0).await;
+    until("initdb", async || there("data.new").or_else(|| there("data"))).await;
+    c.crash_agent(0).await;
+    c.start(0).await;
+    until("the data", async || there("data")).await;
+    c.nodes[0].store.set_down(true);
+    let rows = || {
+        let mut psql = std::process::Command::new(format!("{}/psql", agents::bin()));
+        psql.arg("-h").arg(config.data_dir.join("sock")).args(["-p", &config.postgres_port.to_string()]);
+        psql.args(["-U", "postgres", "-Atc", "SELECT count(*) FROM pgtenure.term"]).stderr(std::process::Stdio::null());
+        String::from_utf8(psql.output().unwrap().stdout).unwrap()
+    };
+    until("the term in the data", async || (rows() == "1\n").then_some(())).await;
+    c.crash_agent(0).await;
+    kill_all(&config.data_dir.join("data"));
+    c.nodes[0].store.set_down(false);
+    let p = c.bootstrap().await;
+    assert_eq!(rows(), "1\n");
+    p
+}
+
 /// They work on files by name: a rewind that goes on would write into the copy that the next agent makes.
 #[test]
 fn programs_that_a_killed_agent_left_are_ended_before_anything_else() {
     unprivileged("programs_that_a_killed_agent_left_are_ended_before_anything_else", async {
         let mut c = Cluster::new(22420, 1, Mode::Async, 0);
-        let p = c.bootstrap().await;
+        let p = created_at_the_third_attempt(&mut c).await;
         c.crash_agent(p).await;
         let data = c.nodes[p].config.data_dir.join("data");
         let run = |name: &str, file: std::path::PathBuf| {
