@@ -511,6 +511,8 @@ impl Session {
             }
         }
         self.w.put_spare(std::mem::take(&mut self.retained));
+        // A request to cancel that is on its way knows of this session for longer.
+        self.presence.facts.get().map(|facts| facts.admission.take());
     }
 }
 

@@ -209,7 +209,7 @@ impl Prepared {
             .is_some()
             .then(|| if identity.parameters.iter().any(|(n, v)| logical(n, v)) { "logical" } else { "physical" });
         let (origin, admission, tls) = (self.origin, self.admission, stream.encryption());
-        let facts = Facts { identity, origin, connected, tls, replication, admission };
+        let facts = Facts { identity, origin, connected, tls, replication, admission: RefCell::new(Some(admission)) };
         // The configuration may have changed while it logged in.
         presence.moved.set(facts.identity.leads_elsewhere(&self.w.config().pools));
         let _ = presence.facts.set(facts);

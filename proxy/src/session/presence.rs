@@ -45,8 +45,8 @@ pub struct Facts {
     pub tls: Option<(&'static str, &'static str)>,
     /// A replication connection, and of which kind: `physical` or `logical`.
     pub replication: Option<&'static str>,
-    /// It counts until it leaves.
-    pub admission: Admission,
+    /// It counts until it leaves, even if others still look at what it was.
+    pub admission: RefCell<Option<Admission>>,
 }
 
 /// Why a session is ended from outside.

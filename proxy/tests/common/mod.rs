@@ -131,6 +131,13 @@ impl Node {
         self.spawn();
     }
 
+    /// The process that takes connections.
+    pub fn postmaster(&self) -> nix::unistd::Pid {
+        let file = std::fs::read_to_string(self.data.join("postmaster.pid")).expect("it runs");
+        let pid = file.lines().next().expect("its first line is the process");
+        nix::unistd::Pid::from_raw(pid.parse().expect("a number"))
+    }
+
     pub fn promote(&self) {
         self.psql("select pg_promote(false)");
         wait_for("the promotion", || (self.psql("select pg_is_in_recovery()") == "f").then_some(()));

@@ -1,6 +1,7 @@
 //! Whose word a statement is told that has waited in vain, and who else has to wait because a server refuses somebody.
 
 use super::*;
+use nix::sys::signal::{Signal, kill};
 
 #[test]
 fn what_lacks_only_a_connection_is_not_told_that_there_is_no_primary() {
@@ -147,10 +148,8 @@ fn a_standby_that_stands_still_keeps_nobody_from_the_primary() {
     let mut reader = Raw::login(c.port, &[]);
     wait_for("a read at the standby", || words(&reader.query(which)).contains("D n2").then_some(()));
     let mut readers: Vec<Raw> = (0..20).map(|_| Raw::login(c.port, &[("work_mem", "5MB")])).collect();
-    let file = std::fs::read_to_string(c.nodes[1].data.join("postmaster.pid")).unwrap();
-    let postmaster = nix::unistd::Pid::from_raw(file.lines().next().unwrap().parse().unwrap());
-    let signal = |signal| nix::sys::signal::kill(postmaster, signal).unwrap();
-    signal(nix::sys::signal::Signal::SIGSTOP);
+    let postmaster = c.nodes[1].postmaster();
+    kill(postmaster, Signal::SIGSTOP).unwrap();
     // The kernel lets them connect, and nobody answers.
     readers.iter_mut().for_each(|reader| reader.write(|out| write_query(out, which)));
     wait_until_waiting(&c, 20);
@@ -160,7 +159,7 @@ fn a_standby_that_stands_still_keeps_nobody_from_the_primary() {
     // Who waited for a turn finds that others had theirs in vain.
     let read: Vec<String> = readers.iter_mut().map(|reader| words(&reader.until_ready())).collect();
     let attempts = timeouts();
-    signal(nix::sys::signal::Signal::SIGCONT);
+    kill(postmaster, Signal::SIGCONT).unwrap();
     assert_eq!((told.as_str(), before), ("C CREATE TABLE | Z I", 0.0));
     assert_eq!(read, vec!["T | D n1 | C SELECT 1 | Z I"; 20]);
     assert!((8.0..16.0).contains(&attempts), "{attempts} attempts");

@@ -11,13 +11,14 @@ use cluster::config::Span;
 use cluster::topology::{Closed, Gate};
 use common::raw::Raw;
 use common::{Cluster, dial, wait_for};
+use nix::sys::signal::{Signal, kill};
 use proxy::config::PoolMode;
 use proxy::config::pools::{Database, User};
 use proxy::pool::admin::OrderError;
 use proxy::pool::view::{ServerState, View};
 use proxy::pool::{Order, Scope};
 use proxy::wire::frontend::write_query;
-use proxy::wire::startup::write_startup;
+use proxy::wire::startup::{cancel_request, write_startup};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -418,15 +419,37 @@ fn the_view_shows_who_does_what() {
 
 #[test]
 fn a_client_that_is_refused_for_its_database_does_not_count() {
-    let c = Cluster::start(0, |raw| raw.pools.max_user_client_connections = 1);
+    let c = Cluster::start(0, |raw| {
+        raw.pools.max_user_client_connections = 1;
+        raw.connect_timeout = Span::secs(10);
+    });
     // No such database: the login fails at the server, and its place is free again.
     for _ in 0..3 {
         let error = refused(&c, "nowhere");
         assert!(error.contains("database \"nowhere\" does not exist"), "{error}");
     }
-    let _first = Raw::login(c.port, &[]);
+    let mut first = Raw::login(c.port, &[]);
     let error = refused(&c, "app");
     assert!(error.contains("too many connections for role \"app\""), "{error}");
+    // Nor does a client that has gone, although its request to cancel is still on its way: the postmaster does not take it.
+    first.write(|out| write_query(out, "select pg_sleep(600)"));
+    let server = wait_for("it to run", || view(&c).clients.iter().find_map(|client| Some(client.server.as_ref()?.1)));
+    let postmaster = c.nodes[0].postmaster();
+    kill(postmaster, Signal::SIGSTOP).unwrap();
+    let mut request = dial(c.port);
+    request.write_all(&cancel_request(first.key.0, first.key.1)).unwrap();
+    wait_for("the request to be on its way", || view(&c).clients.iter().any(|c| c.cancels > 0).then_some(()));
+    kill(nix::unistd::Pid::from_raw(server.try_into().unwrap()), Signal::SIGINT).unwrap();
+    assert!(words(&first.until_ready()).ends_with("E 57014 | Z I"));
+    drop(first);
+    wait_for("the next client to be let in", || {
+        let output = c.client("psql").args(["-X", "-c", "\\q"]).output().unwrap();
+        output.status.success().then_some(())
+    });
+    request.set_nonblocking(true).unwrap();
+    let unanswered = request.read(&mut [0]).map_err(|error| error.kind());
+    kill(postmaster, Signal::SIGCONT).unwrap();
+    assert_eq!(unanswered, Err(std::io::ErrorKind::WouldBlock), "it still is");
     // Who has not proven who it is takes nobody's place.
     let mut stranger = dial(c.port);
     let mut out = Vec::new();
