@@ -441,22 +441,43 @@ fn a_commit_that_others_stop_is_told_once_standbys_have_it() {
     let before = connected();
     assert_eq!(words(&simple.query("insert into t values (4)")), "C INSERT 0 1 | Z I");
     assert_eq!(connected(), before);
+    idle_ones_that_say_nothing_hold_up_nobody(&c, &mut simple);
     one_that_says_nothing_holds_up_nobody(&c, simple);
     makes_sure_without_a_connection_of_the_pool(&c);
     assert_eq!(c.counter("pgtenure_proxy_in_doubt_total"), 0.0);
 }
 
+/// Who waits for a standby at its commit, but for one.
+fn committing(c: &Cluster, but: i32) -> i32 {
+    let sql = format!("select min(pid) from pg_stat_activity where wait_event = 'SyncRep' and pid <> {but}");
+    wait_for("a commit to wait", || c.nodes[0].psql(&sql).parse().ok())
+}
+
+/// A commit is confirmed by one on a new connection where those that are idle do not answer.
+fn idle_ones_that_say_nothing_hold_up_nobody(c: &Cluster, client: &mut Raw) {
+    let_commits_wait(c);
+    send(client, "insert into t values (5)");
+    let of_client = committing(c, 0);
+    let idle = "select pid from pg_stat_activity where usename = 'app' and state = 'idle'";
+    let idle: Vec<_> = c.nodes[0].psql(idle).lines().map(|pid| Pid::from_raw(pid.parse().expect("a number"))).collect();
+    assert!(idle.len() >= 2, "as many as are tried");
+    idle.iter().for_each(|pid| kill(*pid, Signal::SIGSTOP).expect("it runs"));
+    c.nodes[0].psql(&format!("select pg_cancel_backend({of_client})"));
+    committing(c, of_client);
+    c.nodes[0].psql("alter system set synchronous_standby_names = '*'");
+    c.nodes[0].psql("select pg_reload_conf()");
+    let told = words(&client.until_ready());
+    idle.iter().for_each(|pid| kill(*pid, Signal::SIGCONT).expect("it stands still"));
+    assert_eq!(told, "C INSERT 0 1 | Z I");
+}
+
 /// A commit is confirmed by another one where the first that was sent for that does not come back.
 fn one_that_says_nothing_holds_up_nobody(c: &Cluster, mut client: Raw) {
-    let waiting = |but: i32| {
-        let sql = format!("select min(pid) from pg_stat_activity where wait_event = 'SyncRep' and pid <> {but}");
-        wait_for("a commit to wait", || c.nodes[0].psql(&sql).parse::<i32>().ok())
-    };
     let_commits_wait(c);
     send(&mut client, "insert into t values (5)");
-    let of_client = waiting(0);
+    let of_client = committing(c, 0);
     c.nodes[0].psql(&format!("select pg_cancel_backend({of_client})"));
-    let silent = Pid::from_raw(waiting(of_client));
+    let silent = Pid::from_raw(committing(c, of_client));
     kill(silent, Signal::SIGSTOP).expect("it runs");
     c.nodes[0].psql("alter system set synchronous_standby_names = '*'");
     c.nodes[0].psql("select pg_reload_conf()");

@@ -21,7 +21,8 @@ use tokio::sync::Notify;
 
 /// How long a connection beyond the limits is kept for who needs one next.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long a commit may take before another one is sent beside it.
+/// How long a commit may take before another one is sent beside it, and on a connection that was idle before it is sent on a new
+/// one.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// So many see to the commits of a line, at most.
 const MAX_RUNS: u8 = 2;
@@ -170,11 +171,16 @@ async fn run(w: Rc<Worker>, want: Want, keeps: bool, level: Durability) {
             None => Connection::open(&w, &want, keeps).await,
         };
         let Some(mut connection) = connection else { return };
-        let Some(term) = connection.server.meta().map(|meta| meta.term) else { return };
-        let (sent, limit) = (w.now(), w.config().hold_timeout);
-        if !connection.server.commits(level, limit).await {
-            return;
+        let limit = w.config().hold_timeout;
+        let patience = if connection.reused { PATIENCE.min(limit) } else { limit };
+        let mut confirmed = connection.commit(level, patience).await;
+        if confirmed.is_none() && connection.reused {
+            drop(connection);
+            let Some(another) = Connection::new(&w, &want).await else { return };
+            connection = another;
+            confirmed = connection.commit(level, limit).await;
         }
+        let Some((term, sent)) = confirmed else { return };
         // One that was sent later may have been confirmed before.
         line.confirmed.set(line.confirmed.get().max(Some((term, sent))));
         line.told.notify_waiters();
@@ -207,6 +213,12 @@ impl<'a> Connection<'a> {
     /// May it have died long ago?
     pub(in crate::session) fn reused(&self) -> bool {
         self.reused
+    }
+
+    /// A commit on it: of which term it is, and when it was sent, if it is confirmed in that time.
+    async fn commit(&mut self, level: Durability, limit: Duration) -> Option<(Term, Instant)> {
+        let (term, sent) = (self.server.meta()?.term, self.w.now());
+        self.server.commits(level, limit).await.then_some((term, sent))
     }
 
     /// One that nobody has to wait for.
