@@ -123,12 +123,14 @@ impl Pool {
             let at = waiters.iter().rposition(|w| w.turn.since <= turn.since).map_or(0, |i| i + 1);
             waiters.insert(at, Waiter { turn, slot: slot.clone() });
         }
-        self.limit.count_waiter(true);
+        self.limit.count_waiter(true, turn.for_room);
         self.show_oldest();
         // Announced first, looked second: who gives back or closes at this moment sees us, or we see it.
-        self.limit.starve();
+        if turn.for_room {
+            self.limit.starve();
+        }
         self.seek(turn.for_room);
-        Wait { pool: self.clone(), slot, served: false }
+        Wait { pool: self.clone(), slot, for_room: turn.for_room, served: false }
     }
 
     /// Give a connection back, or one that came from another worker.
@@ -169,7 +171,7 @@ impl Pool {
             (self.hand_over)(worker, self.key.clone(), server);
             return None;
         }
-        let Some(waiter) = self.next_waiter() else { return Some(server) };
+        let Some(waiter) = self.take_waiter(0) else { return Some(server) };
         waiter.slot.give(Offer::Server(server));
         None
     }
@@ -181,15 +183,16 @@ impl Pool {
         }
     }
 
-    /// A place has become free: let the first waiter try.
+    /// A place has become free: let the first try who waits for one.
     pub fn room(&self) {
-        if let Some(waiter) = self.next_waiter() {
+        let first = if self.limit.lacks() { self.waiters.borrow().iter().position(|w| w.turn.for_room) } else { None };
+        if let Some(waiter) = first.and_then(|first| self.take_waiter(first)) {
             waiter.slot.give(Offer::TryAgain);
         }
     }
 
-    fn next_waiter(&self) -> Option<Waiter> {
-        let waiter = self.waiters.borrow_mut().pop_front()?;
+    fn take_waiter(&self, at: usize) -> Option<Waiter> {
+        let waiter = self.waiters.borrow_mut().remove(at)?;
         self.show_oldest();
         Some(waiter)
     }
@@ -199,8 +202,11 @@ impl Pool {
         if self.waiting() == 0 {
             return;
         }
-        self.limit.starve();
-        self.seek(true);
+        let for_room = self.oldest_lacking().is_some();
+        if for_room {
+            self.limit.starve();
+        }
+        self.seek(for_room);
     }
 
     /// There may be a place, or a connection that nobody uses: here on another worker, or of those who share the limit,
@@ -235,7 +241,15 @@ impl Pool {
 
     fn show_oldest(&self) {
         let oldest = self.waiters.borrow().front().map(|w| w.turn.since.as_nanos());
-        self.limit.show_oldest(self.worker, oldest);
+        self.limit.show_oldest(self.worker, oldest, self.oldest_lacking());
+    }
+
+    /// Since when somebody waits here for a place. Where nobody does, those who wait for something else may be many.
+    fn oldest_lacking(&self) -> Option<u64> {
+        if !self.limit.lacks() {
+            return None;
+        }
+        self.waiters.borrow().iter().find(|w| w.turn.for_room).map(|w| w.turn.since.as_nanos())
     }
 
     /// Close idle connections that `keep` does not want.
@@ -289,6 +303,8 @@ impl Pool {
 pub struct Wait {
     pool: Rc<Pool>,
     slot: Rc<Slot>,
+    /// It waits for a place, too.
+    for_room: bool,
     /// Something was given, and taken.
     served: bool,
 }
@@ -309,7 +325,7 @@ impl Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        self.pool.limit.count_waiter(false);
+        self.pool.limit.count_waiter(false, self.for_room);
         if self.served {
             // Who gave has taken it out of the queue.
             return;
@@ -546,5 +562,30 @@ mod tests {
         let firsts: std::collections::BTreeSet<_> =
             (0..3).map(|_| pools.in_turn()[0].key.identity.user.clone()).collect();
         assert_eq!(firsts.len(), 3);
+    }
+
+    #[test]
+    fn who_waits_for_no_place_takes_none_of_another_pool() {
+        let pools = pools(1, Rc::new(|_, _| {}));
+        let (a, b) = (pool(&pools, "u"), pool_with(&pools, "u", vec![("TimeZone".into(), "UTC".into())]));
+        let permit = b.limit.permit(Share::Usual).unwrap();
+        // The server has refused it a connection: until it may try again, one that is given back is all it waits for.
+        let mut pausing = a.wait(Turn { for_room: false, ..turn(1, false) });
+        pools.retry();
+        assert!(!b.limit.yields(), "it would make no use of the place");
+        drop(permit);
+        pools.retry();
+        assert_eq!(told(pin!(pausing.offer())), None);
+        // Whoever waits behind it for a place is told of one.
+        let permit = b.limit.permit(Share::Usual).unwrap();
+        let mut lacking = a.wait(turn(2, false));
+        assert!(b.limit.yields());
+        drop(permit);
+        a.room();
+        assert_eq!((told(pin!(pausing.offer())), told(pin!(lacking.offer()))), (None, Some("try again")));
+        drop(lacking);
+        assert_eq!((a.waiting(), a.limit.waiting(), a.limit.lacks()), (1, 1, false));
+        drop(pausing);
+        assert_eq!((a.waiting(), a.limit.waiting()), (0, 0));
     }
 }

@@ -26,6 +26,8 @@ struct Lane {
     idle: AtomicUsize,
     /// When its oldest waiter began to wait, nanoseconds since boot; 0 when none waits.
     oldest: AtomicU64,
+    /// The same of those who wait for a place, too.
+    lacking: AtomicU64,
 }
 
 /// Tells a worker that a place in a pool has become free.
@@ -67,6 +69,8 @@ pub struct Limit {
     key: PoolKey,
     open: AtomicUsize,
     waiting: AtomicUsize,
+    /// How many of them wait for a place, too: the others would make no use of one at present.
+    lacking: AtomicUsize,
     /// A pool that the server refuses a connection has asked for one of these.
     claimed: AtomicBool,
     /// On connections made up to then the right to ask for marks of COMMITs was found revoked, nanoseconds since boot.
@@ -175,14 +179,24 @@ impl Limit {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// One more waits, or one less.
-    pub fn count_waiter(&self, one_more: bool) {
-        for waiting in [&self.waiting].into_iter().chain(self.groups().map(|group| &group.waiting)) {
+    /// Does anybody wait for a place, in any worker?
+    pub fn lacks(&self) -> bool {
+        self.lacking.load(Ordering::SeqCst) > 0
+    }
+
+    /// One more waits, or one less. `for_room`: for a place, too.
+    pub fn count_waiter(&self, one_more: bool, for_room: bool) {
+        let count = |waiting: &AtomicUsize| {
             if one_more {
                 waiting.fetch_add(1, Ordering::SeqCst);
             } else {
                 waiting.fetch_sub(1, Ordering::SeqCst);
             }
+        };
+        count(&self.waiting);
+        if for_room {
+            count(&self.lacking);
+            self.groups().into_iter().for_each(|group| count(&group.waiting));
         }
     }
 
@@ -191,10 +205,12 @@ impl Limit {
         self.lanes[worker].idle.store(idle, Ordering::SeqCst);
     }
 
-    /// Show since when this worker's oldest waiter waits.
-    pub fn show_oldest(&self, worker: usize, nanos: Option<u64>) {
-        self.lanes[worker].oldest.store(nanos.map_or(0, |n| n.max(1)), Ordering::SeqCst);
-        if let Some(nanos) = nanos {
+    /// Show since when this worker's oldest waiter waits, and the oldest of those who wait for a place.
+    pub fn show_oldest(&self, worker: usize, oldest: Option<u64>, lacking: Option<u64>) {
+        let show = |shown: &AtomicU64, nanos: Option<u64>| shown.store(nanos.map_or(0, |n| n.max(1)), Ordering::SeqCst);
+        show(&self.lanes[worker].oldest, oldest);
+        show(&self.lanes[worker].lacking, lacking);
+        if let Some(nanos) = lacking {
             self.groups().into_iter().for_each(|group| group.waits_since(nanos));
         }
     }
@@ -238,17 +254,25 @@ impl Limit {
         [&self.kin, &self.database, &self.user]
     }
 
-    /// The worker whose oldest waiter waits longest, and since when.
-    fn oldest(&self) -> Option<(usize, u64)> {
+    /// Since when somebody waits here, for whatever it is.
+    fn oldest(&self) -> Option<u64> {
         if !self.waited_for() {
             return None;
         }
-        let waits = self.lanes.iter().enumerate().map(|(i, lane)| (i, lane.oldest.load(Ordering::SeqCst)));
+        self.lanes.iter().map(|lane| lane.oldest.load(Ordering::SeqCst)).filter(|since| *since > 0).min()
+    }
+
+    /// The worker where a place is waited for longest, and since when.
+    fn lacks_longest(&self) -> Option<(usize, u64)> {
+        if !self.lacks() {
+            return None;
+        }
+        let waits = self.lanes.iter().enumerate().map(|(i, lane)| (i, lane.lacking.load(Ordering::SeqCst)));
         waits.filter(|(_, since)| *since > 0).min_by_key(|(_, since)| *since)
     }
 
     fn wake_oldest(&self) {
-        if let Some((worker, _)) = self.oldest() {
+        if let Some((worker, _)) = self.lacks_longest() {
             (self.wake)(worker, &self.key);
         }
     }
@@ -264,11 +288,14 @@ impl Permit {
         Self(None)
     }
 
-    /// Free the place without waking anybody: nobody can make use of it at present.
+    /// Free the place without waking anybody of its pool, where nobody can make use of it at present.
     pub fn forgo(mut self) {
         if let Some(limit) = self.0.take() {
             limit.open.fetch_sub(1, Ordering::SeqCst);
-            limit.groups().into_iter().for_each(|group| _ = group.open.fetch_sub(1, Ordering::SeqCst));
+            let others = limit.groups().map(|group| group.forgo(&limit)).into_iter().flatten();
+            if let Some((_, pool)) = others.filter(|(_, pool)| pool.has_room()).min_by_key(|(since, _)| *since) {
+                pool.wake_oldest();
+            }
             limit.closed.notify_waiters();
         }
     }
@@ -323,6 +350,7 @@ impl Limits {
             key: key.clone(),
             open: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            lacking: AtomicUsize::new(0),
             claimed: AtomicBool::new(false),
             unmarked: AtomicU64::new(0),
             lanes: (0..self.workers).map(|_| Lane::default()).collect(),
@@ -426,8 +454,8 @@ mod tests {
     }
 
     pub(super) fn waits(limit: &Limit, worker: usize, since: u64) {
-        limit.count_waiter(true);
-        limit.show_oldest(worker, Some(since));
+        limit.count_waiter(true, true);
+        limit.show_oldest(worker, Some(since), Some(since));
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub(super) struct Group {
     pub(super) reserve: AtomicUsize,
     pub(super) min: AtomicUsize,
     pub(super) open: AtomicUsize,
-    /// How many wait in all of its pools.
+    /// How many wait for a place in all of its pools.
     pub(super) waiting: AtomicUsize,
     /// It has more than one pool: a single one owes nothing to others.
     several: AtomicBool,
@@ -96,11 +96,10 @@ impl Limit {
                 return false;
             }
             let own = self.oldest();
-            let longer =
-                |since| own.is_none_or(|(_, own)| Instant::from_nanos(since) + YIELD < Instant::from_nanos(own));
+            let longer = |since| own.is_none_or(|own| Instant::from_nanos(since) + YIELD < Instant::from_nanos(own));
             // While nobody waits but here, or nobody so much longer, a connection is given back without the group's lock:
             // many wait where many are given back.
-            let others = group.waiting.load(Ordering::SeqCst) > self.waiting();
+            let others = group.waiting.load(Ordering::SeqCst) > self.lacking.load(Ordering::SeqCst);
             if others && !longer(group.earliest.load(Ordering::SeqCst)) {
                 return false;
             }
@@ -108,7 +107,7 @@ impl Limit {
             if let Some((since, _)) = longest {
                 return longer(since);
             }
-            if own.is_none() {
+            if !self.lacks() {
                 // Who begins to wait says so again.
                 group.starved.store(false, Ordering::SeqCst);
             }
@@ -185,12 +184,12 @@ impl Group {
         }
     }
 
-    /// The pool that is waited for longest, but for one, and since when.
+    /// The pool where a place is waited for longest, but for one, and since when.
     fn waits_longest(&self, but: Option<&Arc<Limit>>) -> Option<(u64, Arc<Limit>)> {
         let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         // Reset first, looked second: who begins to wait at this moment is seen, or says so after it.
         self.earliest.store(u64::MAX, Ordering::SeqCst);
-        let waits = |pool: Arc<Limit>| Some((pool.oldest()?.1, pool));
+        let waits = |pool: Arc<Limit>| Some((pool.lacks_longest()?.1, pool));
         let waits: Vec<_> = pools.iter().filter_map(Weak::upgrade).filter_map(waits).collect();
         waits.iter().for_each(|(since, _)| self.waits_since(*since));
         let others = waits.into_iter().filter(|(_, pool)| but.is_none_or(|but| !Arc::ptr_eq(pool, but)));
@@ -211,6 +210,14 @@ impl Group {
             nth = nth.saturating_sub(idle);
             here
         })
+    }
+
+    /// A place is free that is of no use to the pool which had taken it. Whose it is now, where there was none before, and
+    /// since when it waits.
+    pub(super) fn forgo(&self, by: &Arc<Limit>) -> Option<(u64, Arc<Limit>)> {
+        let met = self.open.fetch_sub(1, Ordering::SeqCst) >= self.most(Share::Usual);
+        let others = self.waiting.load(Ordering::SeqCst) > by.lacking.load(Ordering::SeqCst);
+        if met && others { self.waits_longest(Some(by)) } else { None }
     }
 
     /// A place is free. Was it told to who waits longest, because there was none before?
@@ -287,15 +294,15 @@ mod tests {
         // Here somebody waits, too: longer, then not so much shorter that it is worth a connection, then much shorter.
         waits(&a, 0, 400_000_000);
         assert!(!a.yields());
-        a.show_oldest(0, Some(600_000_000));
+        a.show_oldest(0, Some(600_000_000), Some(600_000_000));
         assert!(!a.yields());
-        a.show_oldest(0, Some(701_000_000));
+        a.show_oldest(0, Some(701_000_000), Some(701_000_000));
         assert!(a.yields());
         // Of the two the first is told, and the other is not forgotten.
         drop(first);
         assert_eq!(s.woken(), "u@2");
-        b.count_waiter(false);
-        b.show_oldest(2, None);
+        b.count_waiter(false, true);
+        b.show_oldest(2, None, None);
         drop(second);
         assert_eq!(s.woken(), "u@0");
     }
@@ -323,12 +330,12 @@ mod tests {
         assert!(!a.yields());
         assert!(!yields_locked(&a) && !yields_locked(&b));
         // Who waited for longest has been served: the first who sees that looks, and the others need not.
-        b.show_oldest(1, Some(650_000_000));
-        a.show_oldest(0, Some(601_000_000));
+        b.show_oldest(1, Some(650_000_000), Some(650_000_000));
+        a.show_oldest(0, Some(601_000_000), Some(601_000_000));
         assert!(!a.yields());
         assert!(!yields_locked(&a) && !yields_locked(&b));
         // Who has waited for long elsewhere and comes only now is found at once.
-        b.show_oldest(2, Some(300_000_000));
+        b.show_oldest(2, Some(300_000_000), Some(300_000_000));
         assert!(a.yields());
     }
 
@@ -345,9 +352,9 @@ mod tests {
             drop(permits.pop());
             assert_eq!(s.woken(), "u@1");
         }
-        b.count_waiter(false);
-        b.count_waiter(false);
-        b.show_oldest(1, None);
+        b.count_waiter(false, true);
+        b.count_waiter(false, true);
+        b.show_oldest(1, None, None);
         assert!(!a.yields(), "nobody waits any more");
     }
 
@@ -372,8 +379,8 @@ mod tests {
         assert_eq!(found, [0, 0, 2, 0].map(|worker| Some((worker, Rivals::Kin))));
         waits(&a, 1, 20);
         assert_eq!(b.idle_of_rivals(), None, "somebody waits for them there");
-        a.count_waiter(false);
-        a.show_oldest(1, None);
+        a.count_waiter(false, true);
+        a.show_oldest(1, None, None);
         // Another user's make no place among its own; where the database lacks one, anybody's do.
         drop(permits.pop());
         assert_eq!(b.idle_of_rivals(), None, "there is room");
@@ -393,9 +400,9 @@ mod tests {
         assert!(!a.surplus(), "it is of another user");
         b.claim(Rivals::ServerDatabase);
         assert!(a.surplus() && !b.surplus());
-        a.count_waiter(true);
+        a.count_waiter(true, true);
         assert!(!a.surplus(), "somebody waits for it");
-        a.count_waiter(false);
+        a.count_waiter(false, true);
         drop(first);
         assert!(!a.surplus(), "one is enough");
     }
@@ -449,5 +456,32 @@ mod tests {
         assert_eq!(s.woken(), "b@1");
         b.permit(Share::Usual).unwrap().forgo();
         assert!(!a.yields(), "there is room for who waits");
+    }
+
+    #[test]
+    fn a_place_that_is_of_no_use_is_told_to_who_can_make_use_of_it() {
+        let s = setup(|rules| {
+            rules.pool_size = 2;
+            let database = Database { max_db_connections: Some(2), ..Database::default() };
+            rules.databases.insert("d".into(), database);
+        });
+        let (a, b) = (s.of("a"), s.of("b"));
+        waits(&b, 1, 20);
+        a.permit(Share::Usual).unwrap().forgo();
+        assert_eq!(s.woken(), "", "there was another");
+        let first = a.permit(Share::Usual).unwrap();
+        // Those of its own pool would find what it has found.
+        waits(&a, 0, 5);
+        let second = a.permit(Share::Usual).unwrap();
+        second.forgo();
+        assert_eq!((s.woken().as_str(), a.open()), ("b@1", 1));
+        // Nobody is told whom another limit holds up.
+        s.obey(|rules| {
+            rules.pool_size = 0;
+            let database = Database { max_db_connections: Some(1), ..Database::default() };
+            rules.databases.insert("d".into(), database);
+        });
+        first.forgo();
+        assert_eq!((s.woken().as_str(), a.open()), ("", 0));
     }
 }
