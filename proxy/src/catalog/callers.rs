@@ -61,6 +61,13 @@ const LIKE_SEQUENCE: &str = r"(\w+_)?(seq|sequence)(_\w*|\d*)";
 const OTHER_SEQUENCES: &str = "\
     SELECT DISTINCT relname FROM pg_class WHERE relkind = 'S' AND relname !~* '(^|_)(seq|sequence)(_|\\d*$)' ORDER BY 1 LIMIT 1000";
 
+/// What a standby refuses to read, and what holds such tables. Each with whether the words below have it.
+const UNLOGGED: &str = "\
+    SELECT name, had FROM (WITH RECURSIVE unlogged AS (\
+        SELECT oid, relname FROM pg_class WHERE relkind IN ('r', 'p') AND relpersistence = 'u' \
+        UNION SELECT p.oid, p.relname FROM unlogged u JOIN pg_inherits i ON i.inhrelid = u.oid JOIN pg_class p ON p.oid = i.inhparent) \
+    SELECT DISTINCT relname, false FROM unlogged) u (name, had)";
+
 /// What writes in the body of a function that may.
 const CHANGING: &str = "insert|update|delete|merge|truncate|copy|create|alter|drop|call";
 /// A body that goes on behind an error. Of languages that are not known any may.
@@ -192,8 +199,8 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Functions that may write and go on when that is refused, as a standby does, and those that are not labelled volatile and
-    /// call one: nobody would be told that what they write is missing. `writing`: what may write in spite of its label.
+    /// Functions that may write, or read what is not logged, and go on when that is refused, as a standby does, and those that are not labelled volatile and
+    /// call one: nobody would be told that what they write or read is missing. `writing`: what may write in spite of its label.
     async fn swallowing(&self, writing: &Functions, question: &str) -> Result<Functions, Error> {
         let named = |functions: &Functions| {
             let names = functions.iter().map(|(_, name)| format!("({}, false)", quoted(name)));
@@ -202,6 +209,15 @@ impl Search<'_> {
         let mut first = WRITERS.to_owned();
         if !writing.is_empty() {
             first = format!("{first} UNION ALL VALUES {}", named(writing));
+        }
+        if rows(&self.client.simple_query(UNLOGGED).await?).next().is_some() {
+            first = format!("{first} UNION ALL {UNLOGGED}");
+            // Whatever is labelled volatile is there already.
+            let reading =
+                self.functions(UNLOGGED, &question.replace("WHICH", "provolatile <> 'v'"), ("", None)).await?;
+            if !reading.is_empty() {
+                first = format!("{first} UNION ALL VALUES {}", named(&reading));
+            }
         }
         let changes = format!("p.provolatile = 'v' AND p.body ~* $pattern${}$pattern$", whole(CHANGING));
         let mut found = self.functions(&first, &question.replace("WHICH", HANDLES), (WRITING, Some(&changes))).await?;

@@ -173,6 +173,12 @@ mod tests {
             ..Promise::session(lag)
         };
         assert_eq!(of("app", "ann"), both);
+        let others = Raw { allow_other_collations: true, ..Raw::default() };
+        let others = resolve(&others, lag, &pools, "app", "ann");
+        assert_eq!(others, Promise { other_collations: true, ..both });
+        // No session says otherwise.
+        let said = promise::resolve(others, [("pgtenure.consistency", "session")].into_iter()).0;
+        assert!(said.other_collations && said.consistency == Consistency::Session);
         let long = check(&Raw { standby_wait: Span::secs(3601), ..Raw::default() }, &pools.databases, &pools.users);
         let says = "proxy.reads.standby_wait = 3601s: must be at most 1h";
         assert_eq!(long.iter().map(BadSetting::to_string).collect::<Vec<_>>(), [says]);

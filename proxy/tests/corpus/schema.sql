@@ -76,6 +76,10 @@ CREATE FUNCTION quietly() RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN RETURN n
 CREATE FUNCTION asks_quietly() RETURNS int LANGUAGE sql STABLE AS 'SELECT quietly()';
 CREATE FUNCTION best_effort() RETURNS int LANGUAGE plpgsql AS 'BEGIN INSERT INTO t (id) VALUES (2000); RETURN 1; EXCEPTION WHEN read_only_sql_transaction THEN RETURN 0; END';
 CREATE FUNCTION asks_best_effort() RETURNS int LANGUAGE sql STABLE AS 'SELECT best_effort()';
+CREATE FUNCTION guarded_cache() RETURNS bigint LANGUAGE plpgsql STABLE AS 'BEGIN RETURN (SELECT count(*) FROM scratch); EXCEPTION WHEN OTHERS THEN RETURN -1; END';
+CREATE FUNCTION cached() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM scratch';
+CREATE FUNCTION guards_cached() RETURNS bigint LANGUAGE plpgsql STABLE AS 'BEGIN RETURN cached(); EXCEPTION WHEN feature_not_supported THEN RETURN -1; END';
+CREATE FUNCTION asks_guarded_cache() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT guarded_cache()';
 CREATE FUNCTION number_or_null(text) RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN RETURN $1::int; EXCEPTION WHEN OTHERS THEN RETURN NULL; END';
 CREATE FUNCTION complains() RETURNS int LANGUAGE plpgsql STABLE AS 'BEGIN IF false THEN RAISE EXCEPTION ''when''; END IF; RETURN 1; END';
 -- STABLE ones around what of PostgreSQL's own tells of a server.
