@@ -5,12 +5,15 @@ mod common;
 use cluster::topology::{Closed, Gate};
 use common::raw::{Raw, bind, close, describe, execute, flush, parse, run, sync, value};
 use common::{Cluster, dial, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use proxy::config::pools::Database;
+use proxy::session::presence::Activity;
 use proxy::wire::backend;
 use proxy::wire::codec::message;
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
-use std::io::Write;
+use std::io::{Read, Write};
 
 fn words(seen: &[String]) -> String {
     seen.join(" | ")
@@ -183,6 +186,84 @@ fn a_statement_held_for_a_pinned_session_can_be_cancelled() {
     assert_eq!(words(&raw.until_ready()), "E 57014 | Z I");
     c.publish(|t| t.gate = Gate::Open);
     assert_eq!(words(&raw.query("select count(*) from mine")), "T | D 0 | C SELECT 1 | Z I");
+}
+
+/// As libpq: send the request, and wait until it has been dealt with.
+fn cancel(c: &Cluster, s: &Raw) {
+    let mut request = dial(c.port);
+    request.write_all(&cancel_request(s.key.0, s.key.1)).unwrap();
+    assert_eq!(request.read(&mut [0]).unwrap(), 0);
+}
+
+/// The nodes whose servers serve sessions, and are sessions at anything?
+fn in_use(c: &Cluster) -> (String, bool) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let view = runtime.block_on(c.handle.as_ref().unwrap().view(common::DEADLINE)).unwrap();
+    let nodes = view.clients.iter().filter_map(|client| Some(client.server.as_ref()?.0.to_string()));
+    let busy = view.clients.iter().any(|client| client.activity != Activity::Idle);
+    (nodes.collect::<Vec<_>>().join(" "), busy)
+}
+
+#[test]
+fn a_statement_is_cancelled_while_its_server_is_asked_for_its_session() {
+    let c = Cluster::start(1, |raw| {
+        (raw.workers, raw.pool_size) = (1, 1);
+        raw.drain_timeout = cluster::config::Span::secs(60);
+    });
+    c.psql("create table t(a int); create function unproven() returns int language sql volatile as 'select 1'")
+        .unwrap();
+    c.replicate();
+    let login = || Raw::login(c.port, &[("pgtenure.max_replay_lag", "1h")]);
+    let (mut a, mut b) = (login(), login());
+    for block in [true, false] {
+        assert_eq!(words(&a.query("set work_mem = '5MB'")), "C SET | Z I");
+        if block {
+            wait_for("a block at the standby", || {
+                assert_eq!(words(&a.query("begin read only")), "C BEGIN | Z T");
+                let there = in_use(&c).0 == "n2";
+                (there || a.query("rollback").is_empty()).then_some(())
+            });
+        }
+        let rests = if block { ("n2".to_owned(), true) } else { (String::new(), false) };
+        assert_eq!(words(&b.query("insert into t values (1)")), "C INSERT 0 1 | Z I");
+        wait_for("the primary's server to be free", || (in_use(&c) == rests).then_some(()));
+        let pid = c.nodes[0].psql("select pid from pg_stat_activity where usename = 'app'");
+        let pid = Pid::from_raw(pid.parse().unwrap());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        // The server has the other's settings.
+        a.write(|out| write_query(out, "select unproven()"));
+        wait_for("the primary's server to be found", || (in_use(&c).0 == "n1").then_some(()));
+        cancel(&c, &a);
+        assert_eq!(words(&a.until_ready()), if block { "E 57014 | Z E" } else { "E 57014 | Z I" });
+        b.write(|out| write_query(out, "insert into t values (7) returning a"));
+        kill(pid, Signal::SIGCONT).unwrap();
+        assert_eq!(words(&b.until_ready()), "T | D 7 | C INSERT 0 1 | Z I", "in a block: {block}");
+        if block {
+            assert_eq!(words(&a.query("rollback")), "C ROLLBACK | Z I");
+        }
+        wait_for("nobody to have a server", || (in_use(&c) == (String::new(), false)).then_some(()));
+        let shown = "select current_setting('work_mem') from t limit 1 for update";
+        assert_eq!(words(&a.query(shown)), "T | D 5MB | C SELECT 1 | Z I");
+    }
+    // A question behind a transaction, about its cursor, that waits for a lock.
+    let config = format!("host=127.0.0.1 port={} user=postgres dbname=app", c.nodes[0].port);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (locker, connection) = runtime.block_on(tokio_postgres::connect(&config, tokio_postgres::NoTls)).unwrap();
+    runtime.spawn(connection);
+    runtime.block_on(locker.batch_execute("begin; lock table pg_catalog.pg_cursors")).unwrap();
+    let hold = "begin; declare held cursor with hold for select 1; commit";
+    assert_eq!(words(&a.query(hold)), "C BEGIN | C DECLARE CURSOR | C COMMIT | Z I");
+    a.write(|out| write_query(out, "select 1"));
+    a.stream.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+    wait_for("the statement to be cancelled", || {
+        // The request may come before the statement, and then has nothing to cancel.
+        cancel(&c, &a);
+        (a.stream.peek(&mut [0]).ok()? == 1).then_some(())
+    });
+    a.stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+    assert_eq!(words(&a.until_ready()), "E 57014 | Z I");
+    runtime.block_on(locker.batch_execute("rollback")).unwrap();
+    assert_eq!(words(&a.query("fetch held")), "T | D 1 | C FETCH 1 | Z I");
 }
 
 #[test]

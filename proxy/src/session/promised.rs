@@ -327,10 +327,14 @@ impl Session {
     /// that server, but for one to which something binds this one.
     fn release_unused(&mut self, now: Instant) {
         let looked = self.chosen.take().is_some();
-        let bound = self.mode != PoolMode::Transaction || !self.pins.is_empty() || self.tracking.stuck;
-        if looked && !bound && !self.relay.is_blind() {
+        if looked && !self.is_bound() && !self.relay.is_blind() {
             self.give_back(now);
         }
+    }
+
+    /// Does anything bind the session to its server, between its transactions?
+    pub(super) fn is_bound(&self) -> bool {
+        self.mode != PoolMode::Transaction || !self.pins.is_empty() || self.tracking.stuck
     }
 
     /// What reads are promised now. A setting that means nothing is told to the client once.

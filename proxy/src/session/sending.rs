@@ -9,6 +9,7 @@ use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Loss, MAX_TEXT, Session, Tail, Turn, read_more};
 use crate::session::incoming::Step;
+use crate::session::lost;
 use crate::session::misroute::Classifier;
 use crate::session::presence::Activity;
 use crate::session::promised::Promised;
@@ -210,6 +211,16 @@ impl Session {
 
     /// The server is free of this session.
     pub(super) fn give_back(&mut self, now: Instant) {
+        if self.relay.busy() {
+            // Nobody comes here so. What it owes would be the next client's answer, and the session would wait for it for ever.
+            tracing::warn!(
+                place = self.place,
+                owed = self.relay.owed(),
+                "server that owes answers is closed, not given back"
+            );
+            lost::leave(self);
+            return;
+        }
         if !self.server_in.is_empty() || !self.to_server.is_empty() {
             // The rest of what it has begun to say would be taken for the next client's, and the rest of what it was
             // sent, as of a COPY that has failed, would never come.

@@ -3,9 +3,9 @@
 use crate::session::cancel::Waiters;
 use crate::session::client::{Failure, Loss, Session, Tail, Turn};
 use crate::session::tracking::{Asked, Reports};
-use crate::session::{in_force, settings};
+use crate::session::{batch, in_force, lost, settings};
 use crate::sql::{Access, PinReason};
-use crate::wire::backend;
+use crate::wire::backend::{self, TxStatus};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend;
 use cluster::{Instant, Role};
@@ -77,6 +77,9 @@ impl Session {
                     self.correct();
                     if std::mem::take(&mut self.listens) {
                         self.send_listen();
+                    } else if self.inbox.is_empty() {
+                        // The statement that it was for has been given up, and no other is to come to an end here.
+                        self.idle(now);
                     }
                 }
                 Some(frame) => self.not_applied(&frame)?,
@@ -132,6 +135,10 @@ impl Session {
 
     /// The server refuses the settings: a standby need not have them, but no statement may run without.
     fn not_applied(&mut self, frame: &[u8]) -> Result<(), Turn> {
+        if self.inbox.is_empty() {
+            // The statement that they were for has been given up.
+            self.mark_rest(self.w.now());
+        }
         let Some(server) = &mut self.server else { return Ok(()) };
         server.meta.spoilt = true;
         let (node, role) = (server.meta.node.clone(), server.meta.role);
@@ -232,10 +239,39 @@ impl Session {
         if matches!(self.tracking.asked, Some(Asked::Columns { .. } | Asked::Discard)) {
             return self.forward_cancel(waiters);
         }
-        if self.tracking.asked == Some(Asked::Apply) && self.tail == Tail::None && !self.listens {
-            self.fail = Some(Failure::Error(ClientError::Cancelled));
-            self.rescan = true;
+        let waits = self.tail == Tail::None && self.relay.status == TxStatus::Idle && !self.inbox.is_empty();
+        if !waits || self.listens {
+            return;
         }
+        match self.tracking.asked {
+            // That is for the statement, and what binds the session to the server is nothing yet.
+            Some(Asked::Apply | Asked::Begin | Asked::Tell | Asked::Close) if !self.is_bound() => self.leave_asked(),
+            // That is of use to the next one as well.
+            Some(Asked::Apply) => {}
+            // That was not asked for it.
+            Some(Asked::Question { .. } | Asked::Position { .. }) if self.message_waits() => {}
+            _ => return,
+        }
+        self.fail = Some(Failure::Error(ClientError::Cancelled));
+        self.rescan = true;
+    }
+
+    /// The server finishes alone what it was asked, and serves others then; the session is as if it had not been found.
+    fn leave_asked(&mut self) {
+        let replants = self.replants;
+        if self.may_part() {
+            // Nothing of it is the client's.
+            self.part();
+        }
+        lost::leave(self);
+        // A block that was to begin anew fails with the statement.
+        self.replants = replants;
+    }
+
+    /// Has the client sent a whole message that is not dealt with?
+    fn message_waits(&self) -> bool {
+        let head = batch::frame_head(&self.inbox, self.longest_message());
+        matches!(head, Ok(Some(head)) if head.total <= self.inbox.len())
     }
 }
 
