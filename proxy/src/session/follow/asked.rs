@@ -145,7 +145,9 @@ impl Session {
         if limits(frame) && self.tracking.unapplied < MAX_UNAPPLIED {
             // They were given under the limits of the session before: that says nothing of them, nor of another server.
             self.tracking.unapplied += 1;
-            if self.listens {
+            self.leave_draws();
+            if self.listens || self.is_bound() {
+                // What it has there is lost with the server, and its client is told.
                 return Err(Turn::Lost(Loss::Violation("settings not taken in time")));
             }
             (self.server_in, self.behind) = (Vec::new(), false);
