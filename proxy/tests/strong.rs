@@ -244,7 +244,9 @@ fn who_was_held_for_the_gate_is_not_sent_with_the_proof_from_before() {
     });
     c.publish(|t| t.gate = Gate::Open);
     assert_eq!(a.until_ready(), ["E 57P03", "Z I"]);
+    // The server that it had for that is another's.
     c.publish(|t| t.read_at = Some(Clock.now()));
+    assert_eq!(b.query("select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
     assert_eq!(a.query("select current_setting('work_mem')")[1], "D 8MB");
 }
 

@@ -215,6 +215,11 @@ impl Session {
         self.rechecks = None;
         self.losses.forget();
         self.give_up_block();
+        if !self.relay.busy() && self.relay.status == TxStatus::Idle {
+            // Nothing is sent to a server that was looked for for this: the next statement looks anew.
+            self.chosen = None;
+            self.rest(self.w.now());
+        }
     }
 
     /// Tell the client an error of ours.
