@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::raw::{Raw, parse, sync};
+use common::raw::{Raw, parse, run, sync};
 use common::{Cluster, DEADLINE, PASSWORD, free_port, wait_for};
 use proxy::wire::frontend::{write_parse, write_query, write_subject};
 use proxy::{ProcessOrder, Refused, Reloaded, Wait};
@@ -308,6 +308,26 @@ fn orders_at_the_console_are_carried_out() {
     });
     assert_eq!(waiting.as_deref(), Ok("42"));
     assert!(ask(&cluster, "RESUME app").unwrap_err().contains("not paused"));
+    // By either protocol.
+    let mut prepares = Raw::login(cluster.port, &[("database", "pgtenure")]);
+    for (order, paused) in [
+        ("PAUSE app", "1"),
+        ("RESUME app", "0"),
+        ("DISABLE app", "0"),
+        ("ENABLE app", "0"),
+        ("RECONNECT app", "0"),
+        ("KILL app", "1"),
+        ("RESUME app", "0"),
+    ] {
+        prepares.write(|out| {
+            run(out, order);
+            sync(out);
+        });
+        let tag = order.split(' ').next().expect("it has a word");
+        assert_eq!(prepares.until_ready().join(" | "), format!("1 | 2 | C {tag} | Z I"), "{order}");
+        let databases = ask(&cluster, "SHOW DATABASES").unwrap();
+        assert_eq!(cell(&databases, "app", "paused").as_deref(), Some(paused), "{order}");
+    }
     assert!(ask(&cluster, "PAUSE pgtenure").is_err());
     // A name that nobody has heard of is a slip of the fingers.
     for order in ["PAUSE", "KILL", "DISABLE", "RECONNECT", "WAIT_CLOSE"] {

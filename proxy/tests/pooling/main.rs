@@ -635,11 +635,18 @@ fn a_server_that_takes_no_more_connections_is_waited_for_and_then_told() {
 }
 
 #[test]
-fn kill_ends_those_who_wait() {
+fn kill_ends_those_who_wait_and_a_cancel_request_their_wait() {
     let c = Cluster::start(0, |raw| raw.pool_size = 1);
     let mut holder = Raw::login(c.port, &[]);
     holder.query("begin");
     let mut waits = Raw::login(c.port, &[]);
+    waits.write(|out| write_query(out, "select 1"));
+    wait_until_waiting(&c, 1);
+    // Who has no server cancels only its own wait.
+    let mut request = dial(c.port);
+    request.write_all(&cancel_request(waits.key.0, waits.key.1)).expect("the endpoint reads");
+    assert_eq!(words(&waits.until_ready()), "E 57014 | Z I");
+    assert_eq!(words(&holder.query("select 1")), "T | D 1 | C SELECT 1 | Z T");
     waits.write(|out| write_query(out, "select 1"));
     wait_until_waiting(&c, 1);
     order(&c, Order::Kill, Scope::All, LIMIT).unwrap();
