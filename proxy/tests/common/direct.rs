@@ -6,7 +6,7 @@ use proxy::wire::backend;
 use proxy::wire::codec::head;
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::write_startup;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 
 /// Rows, one a line, columns between bars; or the first error.
@@ -48,9 +48,11 @@ fn frame(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Result<Option<(u8, Vec<u8
             return Ok(Some((h.kind, buf.drain(..h.total).collect())));
         }
         let mut chunk = [0; 16384];
-        match stream.read(&mut chunk).map_err(|e| e.to_string())? {
-            0 => return Ok(None),
-            n => buf.extend_from_slice(&chunk[..n]),
+        match stream.read(&mut chunk) {
+            Ok(0) => return Ok(None),
+            Ok(n) => buf.extend_from_slice(&chunk[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.to_string()),
         }
     }
 }

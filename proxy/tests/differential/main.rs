@@ -30,6 +30,8 @@ use session::{Cuts, Session};
 const SEQUENCES: u64 = 150;
 const SEQUENCES_FULL: u64 = 2000;
 const SEQUENCE_LENGTH: usize = 30;
+/// Of so many scripts one is sent with pauses.
+const PAUSED: usize = 16;
 /// Runs that are cut at places made from a seed.
 const SEEDED_CUTS: u64 = 1000;
 
@@ -104,7 +106,9 @@ fn scripts_are_answered_alike_however_they_are_cut() {
         let want = direct.run(script, &Cuts::None);
         let mut cut = |mode: &str, proxied: &mut Session, step: usize| {
             let places = (1 + (seed + n) % step..script.bytes().len()).step_by(step).map(|at| Cuts::At(vec![at]));
-            for cuts in [Cuts::None, Cuts::Messages, Cuts::Bytes].into_iter().chain(places) {
+            // Pauses take their time: the tests have them in some scripts.
+            let paused = (full() || (seed + n).is_multiple_of(PAUSED)).then_some(Cuts::Paused);
+            for cuts in [Cuts::None, Cuts::Messages, Cuts::Bytes].into_iter().chain(paused).chain(places) {
                 if let Some(difference) = session::difference(&want, &proxied.run(script, &cuts)) {
                     wrong.push(format!("{} ({cuts:?}), by {mode}\n{difference}", script.name));
                     break;
@@ -148,9 +152,15 @@ fn scripts_are_answered_alike_cut_at_seeded_places() {
 fn random_sequences_are_answered_alike() {
     let pair = Pair::start();
     let seed = first_seed();
-    let (mut direct, mut proxied) = (pair.direct(), pair.proxied());
+    let (mut direct, mut pooled, mut by_session) = (pair.direct(), pair.proxied(), pair.by_session());
     for n in 0..if full() { SEQUENCES_FULL } else { SEQUENCES } {
-        let cuts = if n % 2 == 0 { Cuts::None } else { Cuts::Messages };
+        // Each fifth by session. The long run pauses, too.
+        let proxied = if n % 5 == 4 { &mut by_session } else { &mut pooled };
+        let cuts = match n % 4 {
+            0 | 2 => Cuts::None,
+            3 if full() => Cuts::Paused,
+            _ => Cuts::Messages,
+        };
         // Before a message that cannot be there the proxy may put one of its own, which is then the one that is refused.
         let alike = |answer: &String| match answer.split_once("unexpected message type 0x") {
             Some((before, after)) => [before, after.get(2..).unwrap_or_default()].concat(),

@@ -15,6 +15,9 @@ pub enum Cuts {
     None,
     /// One message at a time, waiting for answers where the script says so.
     Messages,
+    /// The same without waiting for answers, and with a pause behind each message of an extended unit: longer than the
+    /// proxy waits for the rest of one before it sends what it has.
+    Paused,
     /// One byte at a time.
     Bytes,
     /// Cut at these places.
@@ -37,8 +40,10 @@ const END: &str = "the end of the script";
 const SILENCE: &str = "(silence)";
 /// The connection was closed.
 pub const CLOSED: &str = "(closed)";
+/// Longer than the rest of a unit is waited for.
+const PAUSE: Duration = Duration::from_millis(12);
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Session {
     pub fn login(port: u16, database: &'static str, ours: bool) -> Self {
@@ -62,6 +67,7 @@ impl Session {
         match cuts {
             Cuts::None => self.send(&script.bytes()),
             Cuts::Messages => self.step_by_step(script, &mut seen),
+            Cuts::Paused => self.pausing(script),
             Cuts::Bytes => script.bytes().chunks(1).for_each(|piece| self.send_alone(piece)),
             Cuts::At(places) => {
                 let (bytes, mut from) = (script.bytes(), 0);
@@ -80,6 +86,16 @@ impl Session {
                 _ if self.over => return,
                 Step::Send(bytes) => self.send_alone(bytes),
                 Step::Await(n) => (0..*n).for_each(|_| seen.push(self.next())),
+            }
+        }
+    }
+
+    fn pausing(&mut self, script: &Script) {
+        for step in &script.steps {
+            let Step::Send(bytes) = step else { continue };
+            self.send_alone(bytes);
+            if matches!(bytes.first(), Some(b'P' | b'B' | b'D' | b'E' | b'C')) {
+                std::thread::sleep(PAUSE);
             }
         }
     }
@@ -114,6 +130,7 @@ impl Session {
                 Ok(0) => break CLOSED,
                 Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break SILENCE,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(_) => break CLOSED,
             }
         };
