@@ -149,6 +149,9 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
         let route = value(&mut pinned_vain, "show pgtenure.last_route");
         assert!(route.starts_with("primary n1: ") && route.contains(" unconfirmed: ") == waits, "{route}");
     }
+    // What waits is counted, also at a server that its session has already.
+    let waited = || cluster.counter_of("pgtenure_proxy_no_standby_total", "waited");
+    let before = waited();
     pinned.write(|out| write_query(out, COUNT));
     ahead.write(|out| {
         write_query(out, "select 0 from pg_backend_pid()");
@@ -162,6 +165,7 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     for client in [&mut besides, &mut pinned, &mut ahead] {
         assert_eq!(client.until_ready(), ["T", "D 2 n1", "C SELECT 1", "Z I"]);
     }
+    wait_for("what was pinned to be counted", || (waited() >= before + 1.0).then_some(()));
     drop((pinned, pinned_vain, ahead));
     for mut client in asked {
         assert_eq!(value(&mut client, COUNT), "2 n1");

@@ -162,6 +162,8 @@ pub struct Session {
     pub(super) chosen: Option<Reason>,
     /// The server that the session has already needs a commit that proves it before the next statement.
     pub(super) doubted: bool,
+    /// A read was held for the server that the session has already to show what it has read at standbys.
+    pub(super) held_unshown: bool,
     /// The server has been given the settings that the unit at the head of the inbox asks for.
     pub(super) told: bool,
     /// What becomes of the position that reads must have seen, for the unit at the head of the inbox.
@@ -330,6 +332,7 @@ impl Session {
             said: None,
             set_first: None,
             hint_warned: false,
+            held_unshown: false,
             unhinted: None,
             route: None,
             chosen: None,

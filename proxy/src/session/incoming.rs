@@ -210,7 +210,7 @@ impl Session {
                 self.to_client.queue(&backend::as_error(&frame));
             }
         }
-        (self.waiting_since, self.hold, self.hint_warned) = (None, None, false);
+        (self.waiting_since, self.hold, self.hint_warned, self.held_unshown) = (None, None, false, false);
         self.avoid.clear();
         self.rechecks = None;
         self.losses.forget();

@@ -1,5 +1,6 @@
 //! What a session has written and read, as its answers tell: reads behind that must not miss it.
 
+use crate::metrics::Outcome;
 use crate::route::{self, Consistency, Reason, Shows};
 use crate::session::batch::Unit;
 use crate::session::client::Session;
@@ -9,6 +10,9 @@ use crate::wire::backend::TxStatus;
 use cluster::lag::ServerStart;
 use cluster::{Instant, NodeId, Role};
 use std::time::Duration;
+
+/// Why a read waits at a server that the session has already, in metrics.
+const UNCONFIRMED: &str = "unconfirmed";
 
 impl Session {
     /// May reads behind the unit at the head of the inbox, which is about to be sent, not go by what that shows? It is alone
@@ -77,6 +81,7 @@ impl Session {
     /// The read waits for that, as long as one that has no server yet. `None`: it has.
     pub(super) fn hold_unshown(&mut self, now: Instant) -> Option<Step> {
         let (left, since) = self.unshown(now)?;
+        self.held_unshown = true;
         if left.is_zero() {
             // It is to prove its term all the same.
             self.doubted |= matches!(self.chosen, Some(Reason::Unproven { .. }));
@@ -86,6 +91,14 @@ impl Session {
         }
         self.w.await_sample(&self.presence);
         Some(self.hold_for(Access::Read, left, now))
+    }
+
+    /// A read goes to the server that the session has already: did it wait there, and what has come of that?
+    pub(super) fn count_unshown(&mut self) {
+        if std::mem::take(&mut self.held_unshown) {
+            let vain = matches!(self.chosen, Some(Reason::Unconfirmed { .. }));
+            self.w.counts.no_standby(if vain { Outcome::Primary } else { Outcome::Waited }, UNCONFIRMED);
+        }
     }
 
     /// So many units were answered by `now`, and some of them ended a transaction. What that has written counts at once: what

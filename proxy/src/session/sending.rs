@@ -192,7 +192,7 @@ impl Session {
             Some(lacked) => self.w.counts.no_standby(Outcome::Primary, lacked),
             None => {}
         }
-        (self.chosen, self.told, self.proven) = (Some(reason), false, false);
+        (self.chosen, self.told, self.proven, self.held_unshown) = (Some(reason), false, false, false);
         let node = self.w.count_in_use(&server.meta, true);
         self.tally.add(Counter::Assignments, 1);
         self.relay.standby = server.meta.role == Role::Standby;
@@ -337,6 +337,7 @@ impl Session {
         let executes = unit.statements > 0 && (begins || self.relay.parse_only);
         self.relay.parse_only = unit.statements == 0 && (begins || self.relay.parse_only);
         if begins {
+            self.count_unshown();
             self.tell_refused_before(&input[..unit.len], now);
             self.w.counts.query(if primary { "primary" } else { "standby" }, self.reason);
             self.log_route(&input[..unit.len], now);
