@@ -97,6 +97,8 @@ fn what_a_lost_block_has_shown_is_not_missed_behind_it() {
         t.standbys.push(n2);
     });
     ok(&mut eventual, "set pgtenure.consistency = 'eventual'");
+    // Until its server has told what that has set, it is lost with the server; this is sent behind that.
+    assert_eq!(value(&mut eventual, "show pgtenure.consistency"), "eventual");
     cluster.nodes[0].kill();
     cluster.fail_over_to(2);
     told.write(|out| write_query(out, COUNT));
