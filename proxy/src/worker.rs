@@ -329,6 +329,11 @@ impl Worker {
         }
     }
 
+    /// How long ago the primary was asked for the newest sample of it; `None` while none is known.
+    pub fn sample_age(&self, now: Instant) -> Option<Duration> {
+        self.view.borrow().lag.snapshot().primary.as_ref().map(|sample| now.since(sample.sent_at))
+    }
+
     /// May a commit wait for standbys?
     pub fn commits_wait(&self) -> bool {
         let topology = &self.view.borrow().topology;

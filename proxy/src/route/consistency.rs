@@ -4,7 +4,8 @@
 //! past the end of its commit record. So nothing is asked at commit: the session reads from the primary until such a
 //! sample comes by, at most one probe interval later, and from then on from standbys that have replayed it. What it
 //! reads at the primary meanwhile it must not miss later either, so that moves t on. A session that reads without a
-//! pause would so never find a sample that is new enough: it is told to ask the primary itself, once ([`Causality::asks`]).
+//! pause would so never find a sample that is new enough: after a while it is told to ask the primary itself, once
+//! ([`Causality::asks`]).
 //!
 //! Positions of an older term are carried into a newer one by the fork: what lies past it is gone. Where the fork is
 //! not known, the new primary's samples do, every one of which lies past whatever survived.
@@ -38,6 +39,10 @@ pub struct Causality {
 /// A session that only reads, and for so long at the primary, waits for a standby once: each of those reads moves what a
 /// standby must have replayed, so that without a pause none ever has.
 const AWAY: Duration = Duration::from_secs(1);
+/// A session that has read at the primary for so long without a write and without a pause asks for its position, once a sample
+/// has come that it would have been covered by with one. Where others ask for samples they come every few milliseconds, and
+/// a question behind nearly each transaction would cost more than standbys save.
+const CHASED: Duration = Duration::from_millis(50);
 /// How long it waits. In vain, it does so again after twice the time.
 const CATCH_UP: Duration = Duration::from_millis(250);
 /// How long a `global` read waits for the sample that it needs, and for a standby that has replayed it.
@@ -49,13 +54,13 @@ const DOUBLINGS: u32 = 6;
 struct Bound {
     /// When the last answer came.
     at: Instant,
-    /// When the first came that no position covers.
+    /// When the first came that no position covers, or the last of a write.
     since: Instant,
     /// There is a write among them.
     wrote: bool,
     /// The position that covers them.
     covered: Option<Token>,
-    /// A read went to the primary although a sample had come that covers the first of them.
+    /// Reads went to the primary for [`CHASED`] although a sample had come that covers the first of them.
     chasing: bool,
 }
 
@@ -116,7 +121,9 @@ impl Causality {
             self.away = Some((now, vain));
         }
         let open = self.bound.filter(|b| b.covered.is_none());
-        let (since, before, chasing) = open.map_or((now, false, false), |b| (b.since, b.wrote, b.chasing));
+        let before = open.is_some_and(|b| b.wrote);
+        // Who writes again and again is at the primary anyway.
+        let (since, chasing) = open.filter(|_| !wrote).map_or((now, false), |b| (b.since, b.chasing));
         self.bound = Some(Bound { at: now, since, wrote: wrote || before, covered: None, chasing });
     }
 
@@ -212,7 +219,8 @@ impl Causality {
             None if self.acknowledged.is_undecided(topology, lag) => return Err(Pending { since: bound.at }),
             None => {
                 let sample = lag.primary_of(topology);
-                bound.chasing |= sample.is_some_and(|s| s.sent_at >= bound.since);
+                let long = bound.at.since(bound.since) >= CHASED;
+                bound.chasing |= long && sample.is_some_and(|s| s.sent_at >= bound.since);
                 let sample = sample.filter(|s| s.sent_at >= bound.at).ok_or(Pending { since: bound.at })?;
                 bound.covered = Some(Token { term: topology.term, timeline: sample.timeline, lsn: sample.insert_lsn });
                 sample.insert_lsn

@@ -93,6 +93,9 @@ pub struct Decision {
     pub reason: Reason,
 }
 
+/// So old the newest sample is before another is asked for on behalf of reads that do not wait for it.
+const FOR_LATER: Duration = Duration::from_millis(10);
+
 impl Decision {
     /// Does the statement wait for a proof of its term? Then that is worth asking for.
     pub fn wants_proof(&self) -> bool {
@@ -100,11 +103,15 @@ impl Decision {
     }
 
     /// Would a newer sample change it? Then one is worth asking for: the read waits for it, or it went to the primary and
-    /// the session's next ones need not.
-    pub fn wants_sample(&self) -> bool {
+    /// the session's next ones need not; for those not again so soon, as all nodes are asked each time. `age`: of the newest sample
+    /// of the primary.
+    pub fn wants_sample(&self, age: Option<Duration>) -> bool {
         match (&self.target, &self.reason) {
-            (Target::Wait(_) | Target::Primary, Reason::AwaitingSample { .. })
-            | (Target::Wait(_), Reason::Unconfirmed { .. } | Reason::AfterUnseen { .. }) => true,
+            (Target::Primary, Reason::AwaitingSample { .. }) => age.is_none_or(|age| age >= FOR_LATER),
+            (
+                Target::Wait(_),
+                Reason::AwaitingSample { .. } | Reason::Unconfirmed { .. } | Reason::AfterUnseen { .. },
+            ) => true,
             (Target::Wait(_), Reason::NoStandby { closest: Some((_, unfit)) }) => {
                 matches!(unfit, Unfit::ReplayBehind { .. } | Unfit::Uncovered { .. } | Unfit::Lagging { .. })
             }

@@ -195,7 +195,7 @@ pub fn target(w: &Worker, need: Need<'_>, now: Instant) -> (Target, Reason) {
     let Need { access, promise, avoid, since, .. } = need;
     let request = Request { access, promise, avoid, since };
     let decision = w.decide(&request, &mut need.causality.borrow_mut(), now);
-    if decision.wants_sample() {
+    if decision.wants_sample(w.sample_age(now)) {
         w.ask_sample();
     }
     if decision.wants_proof() {

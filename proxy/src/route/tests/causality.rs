@@ -103,20 +103,41 @@ fn a_session_that_reads_without_a_pause_asks_the_primary_where_it_is() {
     w.snapshot.primary = Some(sample("n1", 150, 1011));
     w.publish();
     assert_eq!(w.read(1013), "primary awaiting_sample");
-    w.causality.saw(at(1014), Shows::All);
+    w.causality.saw(at(1060), Shows::All);
+    assert!(!w.causality.asks(false), "it had hardly begun");
+    assert_eq!(w.read(1061), "primary awaiting_sample");
+    w.causality.saw(at(1062), Shows::All);
     assert!(w.causality.asks(false), "a sample covers the write, but not what was read since");
     let position = Token { term: Term(7), timeline: TimelineId(7), lsn: Lsn(140) };
-    w.causality.cover(at(1013), position);
+    w.causality.cover(at(1061), position);
     assert!(w.causality.asks(false), "asked before the last answer");
-    w.causality.cover(at(1014), position);
+    w.causality.cover(at(1062), position);
     assert!(!w.causality.asks(true));
-    w.snapshot.standbys = vec![standby("n2", 140, 1015)];
+    w.snapshot.standbys = vec![standby("n2", 140, 1063)];
     w.publish();
-    assert_eq!(w.read(1016), "n2 fresh");
+    assert_eq!(w.read(1064), "n2 fresh");
     // One that does not tell is not asked for ever.
-    w.causality.wrote(at(1017));
+    w.causality.wrote(at(1065));
     w.causality.give_up();
     assert!(!w.causality.asks(true));
+}
+
+#[test]
+fn a_session_that_writes_again_and_again_asks_for_nothing() {
+    let mut w = World::new().only_n2();
+    for ms in (1010..2000).step_by(10) {
+        w.causality.wrote(at(ms));
+        // Others have samples taken all the time.
+        w.snapshot.primary = Some(sample("n1", 150, ms - 1));
+        w.publish();
+        assert_eq!(w.read(ms + 1), "primary awaiting_sample");
+        w.causality.saw(at(ms + 4), Shows::All);
+        w.snapshot.primary = Some(sample("n1", 150, ms + 3));
+        w.publish();
+        assert_eq!(w.read(ms + 5), "primary awaiting_sample");
+        w.causality.saw(at(ms + 8), Shows::All);
+        assert!(!w.causality.asks(false), "at {ms}");
+    }
 }
 
 #[test]
@@ -172,7 +193,7 @@ fn what_lies_past_the_end_of_the_primarys_wal_is_refused_once_that_was_asked() {
         w.promise.read_from = from;
         assert_eq!(w.read(1001), "wait 100 after_unseen");
     }
-    assert!(w.decide(Access::Write, 1001, 1).wants_sample());
+    assert!(w.decide(Access::Write, 1001, 1).wants_sample(None));
     assert_eq!(w.read(1101), "primary as_asked", "nobody tells");
     w.snapshot.primary = Some(sample("n1", 100, 1001));
     w.publish();

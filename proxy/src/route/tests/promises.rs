@@ -105,11 +105,19 @@ fn a_sample_is_asked_for_where_one_would_change_the_decision() {
     let wants = |w: &mut World, now| {
         let Decision { target, reason } = w.decide(Access::Read, now, 1);
         let decision = Decision { target, reason };
-        (decision.wants_sample(), decision.reason.as_str())
+        (decision.wants_sample(None), decision.reason.as_str())
     };
     assert_eq!(wants(&mut w, 1050), (false, "fresh"));
     w.causality.wrote(at(1060));
     assert_eq!(wants(&mut w, 1061), (true, "awaiting_sample"), "the session's next reads may then go to a standby");
+    let waits_not = w.decide(Access::Read, 1062, 1);
+    let asks = |decision: &Decision, age| decision.wants_sample(Some(Duration::from_millis(age)));
+    assert!(!asks(&waits_not, 9) && asks(&waits_not, 10), "not for each of many that do not wait");
+    let wait = w.promise.standby_wait;
+    w.promise.standby_wait = Duration::from_secs(1);
+    let waits = w.decide(Access::Read, 1062, 1);
+    assert!(matches!(waits.target, Target::Wait(_)) && asks(&waits, 0), "{waits:?}");
+    w.promise.standby_wait = wait;
     w.snapshot.primary = Some(sample("n1", 150, 1070));
     w.publish();
     assert_eq!(wants(&mut w, 1071), (false, "replay_behind"), "nobody waits for the standby");
@@ -119,7 +127,7 @@ fn a_sample_is_asked_for_where_one_would_change_the_decision() {
     w.publish();
     assert_eq!(wants(&mut w, 1072), (false, "replay_paused"), "what is broken is not looked at more often");
     let write = w.decide(Access::Write, 1072, 1);
-    assert!(!write.wants_sample());
+    assert!(!write.wants_sample(None));
 }
 
 #[test]

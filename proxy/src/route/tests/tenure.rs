@@ -76,7 +76,7 @@ fn a_statement_that_waits_is_judged_by_when_it_came_and_says_what_it_waits_for()
     let d = w.decide(Access::Read, 2600, 1);
     assert_eq!(word(&d), "wait unproven");
     assert_eq!(d.reason.to_string(), "the last proof that term 7 is not over is 1600 ms old where 1000 ms are allowed");
-    assert!(d.wants_proof() && !d.wants_sample());
+    assert!(d.wants_proof() && !d.wants_sample(None));
     w.topology.read_at = Some(at(1500));
     assert_eq!(word(&w.decide(Access::Read, 9000, 1)), "primary no_standby");
     w.topology.read_at = None;
@@ -125,7 +125,7 @@ fn where_everybody_else_is_silent_a_commit_proves_it() {
         w.publish();
         assert_eq!(waits(&mut w, 3100), Target::Wait(Duration::from_millis(100)));
         let d = w.decide(access, 3200, 1);
-        assert_eq!((word(&d).as_str(), d.wants_sample()), ("primary unproven", false));
+        assert_eq!((word(&d).as_str(), d.wants_sample(None)), ("primary unproven", false));
         // It holds for others as well, and does not put off the next one.
         w.lag.committed(Term(7), at(3200));
         w.since = None;
