@@ -1,6 +1,7 @@
 //! The proxy as a process of its own: a topology that never changes, lag sampled from both servers, and routing on, off, or
 //! with a question behind each write.
 
+use crate::process::SAMPLER;
 use cluster::lag::{Detail, LagSnapshot, PrimarySample, StandbyLag, StandbySample};
 use cluster::node::Endpoint;
 use cluster::topology::{Gate, Member, Topology};
@@ -11,11 +12,13 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_postgres::NoTls;
 
-/// How often lag is sampled: as often as lagmon does by default, so that its cost is what it is in use.
+/// How often lag is sampled, and how soon again where somebody waits for a sample: as lagmon does by default, so that the cost
+/// is what it is in use.
 const SAMPLE: Duration = Duration::from_millis(200);
+const AGAIN: Duration = Duration::from_millis(2);
 
 /// Run until the standard input ends. Prints its port first.
 pub(crate) fn run(role: &str, primary: u16, standby: u16, userlist: PathBuf) -> anyhow::Result<()> {
@@ -64,12 +67,17 @@ pub(crate) fn run(role: &str, primary: u16, standby: u16, userlist: PathBuf) -> 
     };
     let (_publish, topology) = watch::channel(topology);
     let (lag, lag_seen) = watch::channel(Arc::new(LagSnapshot::default()));
-    let inputs = proxy::Inputs { topology, lag: lag_seen, ask: None, ask_view: None };
+    let asked = Arc::new(Notify::new());
+    let ask = {
+        let asked = asked.clone();
+        Arc::new(move || asked.notify_one()) as proxy::AskSample
+    };
+    let inputs = proxy::Inputs { topology, lag: lag_seen, ask: Some(ask), ask_view: None };
     let handle = proxy::start(config, inputs, &prometheus::Registry::new())?;
-    std::thread::spawn(move || {
+    std::thread::Builder::new().name(SAMPLER.to_owned()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(sample(&primary, &standby, &lag))
-    });
+        runtime.block_on(sample(&primary, &standby, &lag, &asked))
+    })?;
     println!("{}", handle.addr.port());
     let _ = std::io::stdin().read(&mut [0])?;
     Ok(())
@@ -80,11 +88,14 @@ fn member(name: &str, port: u16) -> anyhow::Result<Member> {
     Ok(Member { node, postgres: Endpoint { host: "127.0.0.1".to_owned(), port }, fenced: false, zone: None })
 }
 
-async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagSnapshot>>) -> anyhow::Result<()> {
+async fn sample(
+    primary: &Member,
+    standby: &Member,
+    lag: &watch::Sender<Arc<LagSnapshot>>,
+    asked: &Notify,
+) -> anyhow::Result<()> {
     let (p, s) = (connect(primary).await?, connect(standby).await?);
-    let mut tick = tokio::time::interval(SAMPLE);
     loop {
-        tick.tick().await;
         let sent_at = Clock.now();
         let insert_lsn = position(&p, "pg_current_wal_insert_lsn()").await?.normalised_insert();
         let node = primary.node.clone();
@@ -104,7 +115,7 @@ async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagS
         let replayed = StandbySample {
             receive_lsn: replay_lsn,
             replay_lsn,
-            received_timeline: None,
+            received_timeline: Some(TimelineId(1)),
             replay_lag_bytes: Some(behind),
             sent_at,
             asked_at: sent_at,
@@ -119,6 +130,8 @@ async fn sample(primary: &Member, standby: &Member, lag: &watch::Sender<Arc<LagS
             detail: Detail::default(),
         }];
         lag.send_replace(Arc::new(LagSnapshot { term: Term(1), primary: Some(sampled), standbys, proven_at: None }));
+        tokio::time::sleep(AGAIN).await;
+        let _ = tokio::time::timeout(SAMPLE - AGAIN, asked.notified()).await;
     }
 }
 

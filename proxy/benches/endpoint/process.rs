@@ -72,13 +72,21 @@ impl Calls {
     }
 }
 
-/// Run `command` while the system calls of `pid` are counted in the kernel. `None` when perf cannot.
+/// The thread of an endpoint that samples lag. Its questions are shared by all who wait for one, and no client's.
+pub(crate) const SAMPLER: &str = "sampler";
+
+/// Run `command` while the system calls of `pid` are counted in the kernel, but for those of its [`SAMPLER`]. `None` when perf
+/// cannot.
 pub(crate) fn count_calls(pid: u32, command: &Command) -> anyhow::Result<Option<(Calls, Output)>> {
     const ALL: &str = "raw_syscalls:sys_enter";
     const SOCKET: [&str; 4] = ["sendto", "recvfrom", "sendmsg", "recvmsg"];
     let events: Vec<String> = SOCKET.iter().map(|call| format!("syscalls:sys_enter_{call}")).collect();
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).context("the endpoint's threads")?.flatten();
+    let is_sampler = |dir: &Path| std::fs::read_to_string(dir.join("comm")).is_ok_and(|name| name.trim() == SAMPLER);
+    let counted = threads.filter(|thread| !is_sampler(&thread.path()));
+    let counted: Vec<String> = counted.map(|thread| thread.file_name().to_string_lossy().into_owned()).collect();
     let mut perf = Command::new("perf");
-    perf.args(["stat", "-x", ";", "-e", &format!("{ALL},{}", events.join(",")), "-p", &pid.to_string(), "--"]);
+    perf.args(["stat", "-x", ";", "-e", &format!("{ALL},{}", events.join(",")), "-t", &counted.join(","), "--"]);
     perf.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
