@@ -631,7 +631,8 @@ fn what_commits_nothing_waits_for_no_standby_although_notices_are_hidden() {
 /// Even where one Sync is behind both.
 #[test]
 fn a_statement_is_cancelled_that_has_its_commit_in_the_same_unit() {
-    let c = Cluster::start(0, |raw| raw.workers = 1);
+    // Half of it is for an idle connection that does not answer, and the rest has to do for a new one.
+    let c = Cluster::start(0, |raw| (raw.workers, raw.connect_timeout) = (1, Span::secs(8)));
     c.psql("create table t(a int)").expect("nothing hangs yet");
     c.nodes[0].psql("create role tenant; grant tenant to app");
     let_commits_wait(&c);

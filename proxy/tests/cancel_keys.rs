@@ -316,7 +316,7 @@ fn errors(client: &mut Client) -> Vec<String> {
 fn a_cancel_request_that_comes_late_hits_no_other_client() {
     let cluster = trusting(|raw| {
         raw.pool_size = 1;
-        raw.connect_timeout = cluster::config::Span::secs(1);
+        raw.connect_timeout = cluster::config::Span::secs(3);
     });
     let slow = slow_with_cancels(cluster.nodes[0].port);
     cluster.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = slow.port);

@@ -581,6 +581,10 @@ fn a_standby_that_has_refused_a_statement_serves_others_at_once() {
         });
         let rests = format!("pid = {pid} and state = 'idle' and query = 'DISCARD ALL'");
         wait_for("the standby's server to be clean again", || (backend(&rests) == pid).then_some(()));
+        // PostgreSQL says so before the proxy has heard of it.
+        wait_for("the proxy to have it back", || {
+            (c.counter_of("pgtenure_proxy_servers", "in_use") == 0.0).then_some(())
+        });
         wait_for("it to serve a read", || words(&s.query(first)).contains("D n2").then_some(()));
         assert_eq!(backend(&format!("pid = {pid} and query like '%first%'")), pid, "another server has served that");
     }

@@ -536,7 +536,11 @@ fn a_token_is_looked_at_by_what_sets_it() {
     });
     cluster.nodes[0].psql("create table app.public.seen(n int); grant all on seen to app; insert into seen values (0)");
     let ahead = "2-2-0/1";
-    let mut a = Raw::login(cluster.port, &[]);
+    // What is refused is refused soon; a login that has no connection to the primary within that time is, too.
+    let login = |parameters: &[(&str, &str)]| {
+        wait_for("a login in time", || std::panic::catch_unwind(|| Raw::login(cluster.port, parameters)).ok())
+    };
+    let mut a = login(&[]);
     // A comment names it for its own statement, alone and behind another.
     let named = format!("/* pgtenure: after={ahead} */ select n from seen");
     assert_eq!(a.query(&named), ["E 57P03", "Z I"]);
@@ -605,7 +609,7 @@ fn a_token_is_looked_at_by_what_sets_it() {
     assert_eq!(batch(&mut a, "bound", true, Some(""), ""), "1 | 2 | D  | C SELECT 1 | Z I");
     assert_eq!(batch(&mut a, "bound", false, Some(ahead), READ), "E 57P03 | Z I");
     // NULL takes it back to that of the startup packet, which is no empty one.
-    let mut began = Raw::login(cluster.port, &[("pgtenure.after", ahead)]);
+    let mut began = login(&[("pgtenure.after", ahead)]);
     assert_eq!(batch(&mut began, "", true, None, READ), "E 0A000 | Z I");
     assert_eq!(value(&mut a, "show pgtenure.after"), "", "what was refused was not set");
     ok(&mut a, &hidden);
@@ -637,8 +641,7 @@ fn a_token_is_looked_at_by_what_sets_it() {
         let sql = format!("begin; {undone}; {ends}; select n from seen");
         assert_eq!(a.query(&sql), ["E 57P03", "Z I"], "{sql}");
     }
-    cluster.warm();
-    let mut b = Raw::login(cluster.port, &[("options", &format!("-c pgtenure.after={ahead}"))]);
+    let mut b = login(&[("options", &format!("-c pgtenure.after={ahead}"))]);
     assert_eq!(b.query("set pgtenure.after = ''; select n from seen"), ["C SET", "T", "D 0", "C SELECT 1", "Z I"]);
     for reset in ["reset pgtenure.after", "set pgtenure.after to default", "discard temp; reset all"] {
         assert_eq!(b.query(&format!("{reset}; select n from seen")), ["E 57P03", "Z I"], "{reset}");

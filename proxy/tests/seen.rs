@@ -154,6 +154,8 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     // What waits is counted, also at a server that its session has already.
     let waited = || cluster.counter_of("pgtenure_proxy_no_standby_total", "waited");
     let before = waited();
+    // It takes effect at the reload: they wait for no longer than reads do.
+    cluster.nodes[0].psql("alter system reset synchronous_standby_names");
     pinned.write(|out| write_query(out, COUNT));
     ahead.write(|out| {
         write_query(out, "select 0 from pg_backend_pid()");
@@ -162,7 +164,6 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     assert_eq!(ahead.until_ready(), ["T", "D 0", "C SELECT 1", "Z I"]);
     besides.write(|out| write_query(out, COUNT));
     wait_for("its read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 0.0).then_some(()));
-    cluster.nodes[0].psql("alter system reset synchronous_standby_names");
     cluster.nodes[0].psql("select pg_reload_conf()");
     for client in [&mut besides, &mut pinned, &mut ahead] {
         assert_eq!(client.until_ready(), ["T", "D 2 n1", "C SELECT 1", "Z I"]);

@@ -482,7 +482,8 @@ async fn standby_position(kept: &mut Kept, member: &Member) -> Option<(Lsn, Serv
 /// Where the primary's WAL ends, and whether the standbys that commits wait for, if any, have all that it has flushed.
 async fn primary_position(kept: &mut Kept, member: &Member) -> Option<(Lsn, bool)> {
     let sql = "select pg_current_wal_insert_lsn()::text, current_setting('synchronous_standby_names') = '' \
-               and not exists (select from pg_stat_activity where wait_event = 'SyncRep') \
+               and not exists (select from pg_stat_activity where wait_event = 'SyncRep' \
+                               or backend_xid is not null and state = 'active' and wait_event is distinct from 'ClientRead') \
                or coalesce(f.here <= (select max(flush_lsn) from pg_stat_replication \
                                       where sync_state in ('sync', 'quorum')), false) \
                from (select pg_current_wal_flush_lsn() as here offset 0) f";

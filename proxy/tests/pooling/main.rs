@@ -28,6 +28,8 @@ use std::time::Duration;
 const LIMIT: Duration = common::DEADLINE;
 /// Long enough for what cannot happen to happen.
 const SHORT: Duration = Duration::from_millis(300);
+/// A worker is to hear of an order within it, and not to have it done.
+const IN_VAIN: Duration = Duration::from_secs(2);
 
 fn words(seen: &[String]) -> String {
     seen.join(" | ")
@@ -271,7 +273,7 @@ fn pause_waits_for_transactions_and_holds_what_comes() {
     busy.query("begin");
     busy.query("insert into t values (1)");
     // A pause that does not come about is taken back.
-    let error = order(&c, Order::Pause, app(), SHORT).unwrap_err();
+    let error = order(&c, Order::Pause, app(), IN_VAIN).unwrap_err();
     assert!(matches!(error, OrderError::StillInUse { servers: 1, .. }), "{error}");
     assert_eq!(words(&idle.query("select count(*) from t")), "T | D 0 | C SELECT 1 | Z I");
     std::thread::scope(|scope| {
@@ -292,7 +294,7 @@ fn pause_waits_for_transactions_and_holds_what_comes() {
     let own = || Scope::Database("own".into());
     let mut keeps = Raw::login(c.port, &[("database", "own")]);
     let pid = words(&keeps.query("select pg_backend_pid()"));
-    let error = order(&c, Order::Pause, own(), SHORT).unwrap_err();
+    let error = order(&c, Order::Pause, own(), IN_VAIN).unwrap_err();
     assert!(matches!(error, OrderError::StillInUse { servers: 1, .. }), "{error}");
     assert_eq!(words(&keeps.query("select pg_backend_pid()")), pid);
     drop(keeps);
@@ -315,7 +317,7 @@ fn a_pause_that_is_resumed_meanwhile_says_so_and_leaves_the_next_one() {
         // Another one in vain meanwhile: the pause is not its own to take back.
         let mut waits = Raw::login(c.port, &[]);
         wait_until_held(&c, &mut waits, "select 1");
-        let error = order(&c, Order::Pause, app(), SHORT).unwrap_err();
+        let error = order(&c, Order::Pause, app(), IN_VAIN).unwrap_err();
         assert!(matches!(error, OrderError::StillInUse { servers: 1, .. }), "{error}");
         assert_eq!((waiting(&c), second.is_finished()), (1, false));
         busy.query("commit");
@@ -332,7 +334,7 @@ fn a_pause_of_all_that_does_not_come_about_leaves_what_was_paused_before() {
     order(&c, Order::Pause, other(), LIMIT).unwrap();
     let mut busy = Raw::login(c.port, &[]);
     busy.query("begin");
-    let error = order(&c, Order::Pause, Scope::All, SHORT).unwrap_err();
+    let error = order(&c, Order::Pause, Scope::All, IN_VAIN).unwrap_err();
     assert!(matches!(error, OrderError::StillInUse { servers: 1, .. }), "{error}");
     assert_eq!(words(&Raw::login(c.port, &[]).query("select 1")), "T | D 1 | C SELECT 1 | Z I");
     order(&c, Order::Resume, other(), LIMIT).expect("it is paused still");
