@@ -39,9 +39,10 @@ pub struct Causality {
 /// A session that only reads, and for so long at the primary, waits for a standby once: each of those reads moves what a
 /// standby must have replayed, so that without a pause none ever has.
 const AWAY: Duration = Duration::from_secs(1);
-/// A session that has read at the primary for so long without a write and without a pause asks for its position, once a sample
-/// has come that it would have been covered by with one. Where others ask for samples they come every few milliseconds, and
-/// a question behind nearly each transaction would cost more than standbys save.
+/// A session that has read at the primary so often, or for so long, without a write and without a pause asks for its position,
+/// once a sample has come that it would have been covered by with one. Where others ask for samples they come every few
+/// milliseconds, and a question behind nearly each transaction would cost more than standbys save.
+const MANY: u8 = 8;
 const CHASED: Duration = Duration::from_millis(50);
 /// How long it waits. In vain, it does so again after twice the time.
 const CATCH_UP: Duration = Duration::from_millis(250);
@@ -56,11 +57,13 @@ struct Bound {
     at: Instant,
     /// When the first came that no position covers, or the last of a write.
     since: Instant,
+    /// How many reads have come since then.
+    reads: u8,
     /// There is a write among them.
     wrote: bool,
     /// The position that covers them.
     covered: Option<Token>,
-    /// Reads went to the primary for [`CHASED`] although a sample had come that covers the first of them.
+    /// [`MANY`] reads went to the primary, or for [`CHASED`], although a sample had come that covers the first of them.
     chasing: bool,
 }
 
@@ -123,8 +126,11 @@ impl Causality {
         let open = self.bound.filter(|b| b.covered.is_none());
         let before = open.is_some_and(|b| b.wrote);
         // Who writes again and again is at the primary anyway.
-        let (since, chasing) = open.filter(|_| !wrote).map_or((now, false), |b| (b.since, b.chasing));
-        self.bound = Some(Bound { at: now, since, wrote: wrote || before, covered: None, chasing });
+        let (since, reads, chasing) = match open.filter(|_| !wrote) {
+            Some(b) => (b.since, b.reads.saturating_add(1), b.chasing),
+            None => (now, u8::from(!wrote), false),
+        };
+        self.bound = Some(Bound { at: now, since, reads, wrote: wrote || before, covered: None, chasing });
     }
 
     /// Does the primary show all that was read at standbys, as far as is known?
@@ -219,7 +225,7 @@ impl Causality {
             None if self.acknowledged.is_undecided(topology, lag) => return Err(Pending { since: bound.at }),
             None => {
                 let sample = lag.primary_of(topology);
-                let long = bound.at.since(bound.since) >= CHASED;
+                let long = bound.reads >= MANY || bound.at.since(bound.since) >= CHASED;
                 bound.chasing |= long && sample.is_some_and(|s| s.sent_at >= bound.since);
                 let sample = sample.filter(|s| s.sent_at >= bound.at).ok_or(Pending { since: bound.at })?;
                 bound.covered = Some(Token { term: topology.term, timeline: sample.timeline, lsn: sample.insert_lsn });

@@ -138,6 +138,18 @@ fn a_session_that_writes_again_and_again_asks_for_nothing() {
         w.causality.saw(at(ms + 8), Shows::All);
         assert!(!w.causality.asks(false), "at {ms}");
     }
+    // Who writes once and reads a lot need not wait long for it.
+    w.causality.wrote(at(2000));
+    w.snapshot.primary = Some(sample("n1", 150, 2000));
+    w.publish();
+    w.causality.saw(at(2001), Shows::All);
+    for read in 2..=8 {
+        assert!(!w.causality.asks(false), "behind {read} reads");
+        assert_eq!(w.read(2000 + read), "primary awaiting_sample");
+        w.causality.saw(at(2000 + read), Shows::All);
+    }
+    assert_eq!(w.read(2009), "primary awaiting_sample");
+    assert!(w.causality.asks(false));
 }
 
 #[test]
