@@ -39,6 +39,7 @@ use crate::route::{
     Target,
 };
 use crate::session::account::Accounts;
+use crate::session::cancel::Asks;
 use crate::session::confirm::Later;
 use crate::session::greeting::Greeting;
 use crate::session::presence::{End, Places, Presence};
@@ -57,7 +58,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-/// Servers that are asked at the same time whether they may stop what they are at.
+/// Servers that are asked at the same time whether they may stop what they are at, for each kind of those who ask.
 const QUESTIONS_AT_ONCE: usize = 2;
 /// TLS handshakes of which a step, up to a millisecond of computing, is done between two rounds of the relay.
 const HANDSHAKES_IN_A_ROUND: usize = 1;
@@ -111,7 +112,7 @@ pub struct Worker {
     /// Bounds the connections being made to each node.
     connects: RefCell<BTreeMap<NodeId, Rc<Semaphore>>>,
     /// Bounds the questions whether a server may stop what it is at.
-    pub(crate) questions: Semaphore,
+    pub(crate) questions: [Semaphore; Asks::ALL.len()],
     /// Requests to cancel that are on their way.
     errands: Cell<usize>,
     /// Bounds the TLS handshakes that compute between two rounds of the relay.
@@ -223,7 +224,7 @@ impl Worker {
             places: RefCell::default(),
             texts: RefCell::new(Texts::new((index as u64) << 48)),
             connects: RefCell::default(),
-            questions: Semaphore::new(QUESTIONS_AT_ONCE),
+            questions: Asks::ALL.map(|_| Semaphore::new(QUESTIONS_AT_ONCE)),
             errands: Cell::new(0),
             handshakes: Semaphore::new(HANDSHAKES_IN_A_ROUND),
             sample: Cell::default(),

@@ -628,6 +628,78 @@ fn what_commits_nothing_waits_for_no_standby_although_notices_are_hidden() {
     assert_eq!(c.counter("pgtenure_proxy_in_doubt_total"), in_doubt);
 }
 
+/// Where no server can be asked a statement is cancelled all the same that commits what waits for nobody.
+fn needs_nobody_to_ask_where_commits_wait_for_nobody(c: &Cluster) {
+    let mut s = Raw::login(c.port, &[]);
+    c.publish(|topology| (topology.protected, topology.semi_sync) = (false, false));
+    assert_eq!(words(&s.query("set synchronous_commit = local")), "C SET | Z I");
+    c.nodes[0].psql("alter role app connection limit 1");
+    send(&mut s, "begin; select pg_sleep(600); commit");
+    asleep(c);
+    cancel(c, &s);
+    assert_eq!(words(&s.until_ready()), "C BEGIN | T | E 57014 | Z E");
+    assert_eq!(words(&s.query("rollback")), "C ROLLBACK | Z I");
+    c.nodes[0].psql("alter role app connection limit -1");
+    c.publish(|topology| (topology.protected, topology.semi_sync) = (true, true));
+}
+
+/// Who waits for its COMMIT may ask in vain: that is in the way of nobody whose statement may be stopped, and of nothing
+/// behind the COMMIT.
+#[test]
+fn questions_about_commits_that_wait_hold_up_nobody() {
+    let c = Cluster::start(0, |raw| {
+        (raw.workers, raw.connect_timeout, raw.login_timeout) = (1, Span::secs(60), Span::secs(60));
+    });
+    c.warm();
+    c.psql("create table t(a int)").expect("nothing hangs yet");
+    needs_nobody_to_ask_where_commits_wait_for_nobody(&c);
+    let mut s: Vec<Raw> = (0..6).map(|_| Raw::login(c.port, &[])).collect();
+    s.iter_mut().for_each(|s| assert_eq!(words(&s.query("begin")), "C BEGIN | Z T"));
+    s.drain(4..).for_each(|mut s| assert_eq!(words(&s.query("rollback")), "C ROLLBACK | Z I"));
+    let_commits_wait(&c);
+    let mut sleeps = s.pop().expect("four are left");
+    for s in &mut s {
+        s.query("insert into t values (1)");
+        send(s, "commit");
+    }
+    wait_until_waiting(&c, 3);
+    let idle = || {
+        let sql = "select pid from pg_stat_activity where usename = 'app' and state = 'idle'";
+        let pids = c.nodes[0].psql(sql);
+        pids.lines().map(|pid| Pid::from_raw(pid.parse().expect("a number"))).collect::<Vec<_>>()
+    };
+    let idle = wait_for("two servers to be idle", || Some(idle()).filter(|idle| idle.len() == 2));
+    idle.iter().for_each(|pid| kill(*pid, Signal::SIGSTOP).expect("it runs"));
+    let request = |s: &Raw| {
+        let mut request = dial(c.port);
+        request.write_all(&cancel_request(s.key.0, s.key.1)).expect("the endpoint reads");
+        request
+    };
+    let in_use = || c.counter_of("pgtenure_proxy_servers", "in_use");
+    let mut requests = Vec::new();
+    for (s, asked) in s.iter().zip([5.0, 6.0]) {
+        requests.push(request(s));
+        wait_for("an idle server to be asked", || (in_use() == asked).then_some(()));
+    }
+    // This one has no turn.
+    requests.push(request(&s[2]));
+    send(&mut sleeps, "select pg_sleep(600); commit");
+    asleep(&c);
+    cancel(&c, &sleeps);
+    assert_eq!(words(&sleeps.until_ready()), "T | E 57014 | Z E");
+    let still_asked = |besides: f64| assert!(in_use() >= besides + 2.0, "only once there was a turn");
+    still_asked(4.0);
+    c.nodes[0].psql("alter system reset synchronous_standby_names");
+    c.nodes[0].psql("select pg_reload_conf()");
+    s.iter_mut().for_each(|s| assert_eq!(words(&s.until_ready()), "C COMMIT | Z I"));
+    assert_eq!(words(&s[2].query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    still_asked(3.0);
+    idle.iter().for_each(|pid| kill(*pid, Signal::SIGCONT).expect("it stands still"));
+    for s in &mut s {
+        assert_eq!(words(&s.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    }
+}
+
 /// Even where one Sync is behind both.
 #[test]
 fn a_statement_is_cancelled_that_has_its_commit_in_the_same_unit() {

@@ -424,6 +424,12 @@ impl Session {
     pub(super) fn rest(&mut self, now: Instant) {
         let resting = self.relay.status == TxStatus::Idle && self.tail == Tail::None && self.server_in.is_empty();
         // A cancel request on its way would hit a question of ours; the end of it leads here again.
+        if resting
+            && self.cancelling
+            && let Some(server) = &self.server
+        {
+            server.cancels.give_up();
+        }
         if !resting || self.cancelling || self.relay.is_blind() || self.ask() {
             return;
         }

@@ -9,10 +9,11 @@
 use crate::config::PoolMode;
 use crate::route::{Consistency, Promise};
 use crate::session::acquire::Want;
-use crate::session::cancel::Waiters;
+use crate::session::cancel::{Asks, Waiters};
 use crate::session::client::Session;
 use crate::session::confirm::Connection;
 use crate::session::relay::Hidden;
+use crate::session::server::Server;
 use crate::sql::Access;
 use std::cell::Cell;
 use std::time::Duration;
@@ -31,8 +32,10 @@ pub(super) enum Unless {
 const WAITS: &str = "waits";
 /// What is answered of one that writes WAL, which may be that of its commit: a signal now would end the wait behind that.
 const FLUSHES: &str = "flushes";
-/// How long until such a one is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// How long until such a one is looked at again: at first, and at most.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(40));
+/// How long until a connection is looked for again, where none was to be had.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
 
 /// Cancel what the backend `pid` is at, unless that is what must go on. The connection was left by somebody else: by another
 /// role the backend could not be seen, another time limit could end the question, and other operators could be found.
@@ -64,8 +67,12 @@ impl Session {
     /// Cancel what the server is at, unless that is what must go on. It takes `connect_timeout` at most; until then nothing new is
     /// sent there, and one whose question was not seen to end serves no other client. The connection for it is one that nobody has
     /// to wait for: those of the pool may all wait for standbys. One that was idle and does not answer may be dead: half of the
-    /// time is for a new one.
-    pub(super) fn cancel_unless(&mut self, unless: Unless, waiters: Waiters) {
+    /// time is for a new one. While one is asked nobody else has it asked for the same.
+    pub(super) fn cancel_unless(&mut self, unless: Unless, asks: Asks, waiters: Waiters) {
+        let first = |server: &Server| server.cancels.ask(asks, waiters);
+        if !self.server.as_ref().is_some_and(first) {
+            return;
+        }
         let now = self.w.now();
         let Want { promise, .. } = self.want(Access::Write, now);
         let promise = Promise { after: None, consistency: Consistency::Eventual, ..promise };
@@ -76,20 +83,27 @@ impl Session {
         let keeps = self.mode == PoolMode::Transaction;
         let errand = self.w.begin_errand();
         self.cancelling = true;
-        presence.spared.set(false);
         tokio::task::spawn_local(async move {
             let _errand = errand;
             // A question that nobody waits for any more may be read when another client has that server.
             let asking = Cell::new(0);
             let ask = async {
                 // Many may be over a limit at the same time.
-                let _turn = w.questions.acquire().await.ok()?;
+                let turns = &w.questions[asks as usize];
+                let mut turn = turns.acquire().await.ok()?;
                 let mut next = Connection::open(&w, &want, keeps).await;
+                while next.is_none() {
+                    drop(turn);
+                    tokio::time::sleep(TRY_AGAIN).await;
+                    turn = turns.acquire().await.ok()?;
+                    next = Connection::open(&w, &want, keeps).await;
+                }
                 // That session's user could not be put back together with its role.
                 if next.as_mut().is_some_and(|other| other.server().is_another_user()) {
                     drop(next.take());
                     next = Connection::new(&w, &want).await;
                 }
+                let mut pause = LOOK_AGAIN.0;
                 while let Some(mut other) = next.take() {
                     // Elsewhere that number is another process's.
                     if other.server().meta().is_none_or(|meta| meta.node != node) {
@@ -99,8 +113,11 @@ impl Session {
                     let patience = if other.reused() { limit / 2 } else { limit };
                     if let Some(answer) = other.server().ask(&question(pid, unless), patience).await {
                         asking.set(asking.get() - 1);
-                        if says(&answer, FLUSHES) {
-                            tokio::time::sleep(LOOK_AGAIN).await;
+                        if says(&answer, FLUSHES) && !cancels.is_over() {
+                            drop(turn);
+                            tokio::time::sleep(pause).await;
+                            pause = (pause * 2).min(LOOK_AGAIN.1);
+                            turn = turns.acquire().await.ok()?;
                             next = Some(other);
                             continue;
                         }
@@ -114,12 +131,22 @@ impl Session {
                 }
                 None
             };
-            if tokio::time::timeout(limit, ask).await.ok().flatten().is_none() {
-                tracing::debug!(%node, ?limit, "a server could not be asked whether it may stop what it is at");
+            let asked = tokio::select! {
+                asked = tokio::time::timeout(limit, ask) => asked.ok().flatten(),
+                () = cancels.given_up(|| asking.get() > 0) => Some(()),
+            };
+            match (asked, asks) {
+                (Some(()), _) => {}
+                // Its client was told that this was dealt with.
+                (None, Asks::Client) => tracing::info!(%node, ?limit, "a cancel request came to nothing"),
+                (None, Asks::Limit | Asks::AtCommit) => {
+                    tracing::debug!(%node, ?limit, "a server could not be asked whether it may stop what it is at");
+                }
             }
             if asking.get() > 0 {
                 cancels.lose();
             }
+            let waiters = cancels.asked(asks);
             cancels.end();
             presence.wake();
             drop(waiters);

@@ -9,7 +9,7 @@ use crate::session::encrypt;
 use crate::tls::SecureError;
 use crate::wire::startup::cancel_request;
 use crate::worker::Worker;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -50,6 +50,10 @@ impl Waiters {
             self.0.push(done);
         }
     }
+
+    fn join(&mut self, others: Self) {
+        others.0.into_iter().for_each(|done| self.add(done));
+    }
 }
 
 /// Cancel requests on their way to one server connection.
@@ -59,6 +63,28 @@ pub struct Cancels {
     /// One was sent and never seen to end: it may lie in the postmaster's queue, and hit whatever runs when it is read.
     astray: Cell<bool>,
     ended: Notify,
+    /// Who waits for the question of each kind that is on its way.
+    asked: RefCell<[Option<Waiters>; Asks::ALL.len()]>,
+    /// The server is at nothing any more.
+    over: Cell<bool>,
+    told: Notify,
+}
+
+/// For whom a server is asked whether it may stop what it is at. Each has turns of its own: what hundreds of clients ask who
+/// wait for their COMMITs is in the way of no limit, and of nobody whose statement may be stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks {
+    /// A limit, or an operator.
+    Limit,
+    /// A client whose server may be at something before a COMMIT.
+    Client,
+    /// A client whose server is at a COMMIT alone.
+    AtCommit,
+}
+
+impl Asks {
+    /// All of them, in order.
+    pub const ALL: [Self; 3] = [Self::Limit, Self::Client, Self::AtCommit];
 }
 
 impl Cancels {
@@ -79,6 +105,7 @@ impl Cancels {
 
     /// Count one more; it ends with [`Self::end`].
     pub fn begin(self: &Rc<Self>) -> Rc<Self> {
+        self.over.set(false);
         self.running.set(self.running.get() + 1);
         self.clone()
     }
@@ -87,6 +114,47 @@ impl Cancels {
     pub fn end(&self) {
         self.running.set(self.running.get() - 1);
         self.ended.notify_one();
+    }
+
+    /// A question is to be asked: are there none for the same yet? Else these wait for the end of that.
+    pub fn ask(&self, asks: Asks, waiters: Waiters) -> bool {
+        match &mut self.asked.borrow_mut()[asks as usize] {
+            Some(others) => {
+                others.join(waiters);
+                false
+            }
+            none => {
+                *none = Some(waiters);
+                true
+            }
+        }
+    }
+
+    /// It is over; who waits for it is told when what this returns is dropped.
+    pub fn asked(&self, asks: Asks) -> Option<Waiters> {
+        self.asked.borrow_mut()[asks as usize].take()
+    }
+
+    /// All that it was at is answered: a question that was not sent yet need not be.
+    pub fn give_up(&self) {
+        self.over.set(true);
+        self.told.notify_waiters();
+    }
+
+    /// Wait until no question need be sent that is not; `sent` says which is.
+    pub async fn given_up(&self, sent: impl Fn() -> bool) {
+        loop {
+            let told = self.told.notified();
+            if self.over.get() && !sent() {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// Need none be?
+    pub fn is_over(&self) -> bool {
+        self.over.get()
     }
 
     /// Wait until none is. Each is bounded, so this is.

@@ -1,8 +1,9 @@
 //! What reaches a session from outside of its two sockets: changes of the cluster, limits, cancel requests, its end.
 
 use crate::route::Reason;
+use crate::route::durability::Durability;
 use crate::session::before_commit::Unless;
-use crate::session::cancel::Waiters;
+use crate::session::cancel::{Asks, Waiters};
 use crate::session::client::{Failure, Loss, Session, Turn};
 use crate::session::presence::{Activity, End};
 use crate::session::timers::Expiry;
@@ -216,22 +217,29 @@ impl Session {
             return;
         }
         // A COMMIT that waits for its standby must not be told to stop waiting.
-        if by_client && self.relay.may_be_at_commit() {
-            return self.cancel_unless(Unless::Waiting, waiters);
+        if by_client && self.relay.may_be_at_commit() && self.commit_waits() {
+            let alone = self.relay.is_committing() && !self.relay.may_be_before_commit();
+            return self.cancel_unless(Unless::Waiting, if alone { Asks::AtCommit } else { Asks::Client }, waiters);
         }
-        if self.relay.is_committing() {
+        if !by_client && self.relay.is_committing() {
             // Nor does a limit end one at all.
             if self.relay.may_be_before_commit() {
-                self.cancel_unless(Unless::Committing, waiters);
+                self.cancel_unless(Unless::Committing, Asks::Limit, waiters);
             }
             return;
         }
         if !by_client && self.relay.may_commit() && self.w.commits_wait() {
             // Nor must anything else: who stops it is not who would be told what that means.
-            return self.cancel_unless(Unless::Waiting, waiters);
+            return self.cancel_unless(Unless::Waiting, Asks::Limit, waiters);
         }
         self.cancelled |= self.relay.may_commit();
         self.forward_cancel(waiters);
+    }
+
+    /// May what the oldest unit commits wait for standbys, by the cluster's mode or by what the session asks for?
+    fn commit_waits(&self) -> bool {
+        let waits = self.relay.commits.waits();
+        self.w.commits_wait() || waits.is_none_or(|waits| waits.most >= Durability::Received)
     }
 
     /// A cancel request goes on to the server. Until that has acted on it, nothing new is sent there: it would be hit.

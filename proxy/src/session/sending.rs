@@ -41,7 +41,12 @@ impl Session {
         let missing = missing && !at_shown;
         let access = if missing { Access::Write } else { self.access(unit) };
         self.quiet = unit.quiet && self.relay.status == TxStatus::Idle && !self.replants;
-        if self.cancelling && self.server.is_some() {
+        if self.cancelling
+            && let Some(server) = &self.server
+        {
+            if !self.relay.busy() {
+                server.cancels.give_up();
+            }
             return Step::Wait;
         }
         if self.relay.only_asks_position() && (unit.read || unit.block.begins.is_some()) {
