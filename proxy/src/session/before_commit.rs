@@ -30,8 +30,11 @@ pub(super) enum Unless {
 
 /// What is answered of a backend that waits for standbys.
 const WAITS: &str = "waits";
-/// What is answered of one that writes WAL, which may be that of its commit: a signal now would end the wait behind that.
+/// What is answered of one that writes WAL, or the state of transactions, which may be its commit's: a signal now would end the
+/// wait behind that.
 const FLUSHES: &str = "flushes";
+/// Such waits, as regular expression: a new segment is made within a flush, too.
+const WRITES: &str = "^wal|slru|xact|committs";
 /// How long until such a one is looked at again: at first, and at most.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(40));
 /// How long until a connection is looked for again, where none was to be had.
@@ -52,7 +55,7 @@ fn question(pid: u32, unless: Unless) -> String {
     format!(
         "SET LOCAL ROLE NONE;SET LOCAL search_path=pg_catalog;SET LOCAL statement_timeout=0;\
          SELECT CASE WHEN wait_event='SyncRep' THEN '{WAITS}' \
-         WHEN pg_catalog.lower(wait_event) IN ('walsync','walwrite') THEN '{FLUSHES}' \
+         WHEN pg_catalog.lower(wait_event) ~ '{WRITES}' THEN '{FLUSHES}' \
          WHEN state NOT LIKE 'idle%'{words} THEN pg_catalog.pg_cancel_backend(pid)::pg_catalog.text END \
          FROM pg_catalog.pg_stat_activity WHERE pid={pid}"
     )
@@ -151,5 +154,44 @@ impl Session {
             presence.wake();
             drop(waiters);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_writes_wal_or_the_state_of_transactions_may_be_at_its_commit() {
+        let is_met = |event: &str| {
+            WRITES.split('|').any(|word| match word.strip_prefix('^') {
+                Some(start) => event.starts_with(start),
+                None => event.contains(word),
+            })
+        };
+        // As PostgreSQL 13 to 18 call them.
+        for event in [
+            "WALSync",
+            "WALWrite",
+            "WALInitSync",
+            "WALInitWrite",
+            "WALInsert",
+            "WALBufMapping",
+            "WalSync",
+            "SLRUWrite",
+            "XactSLRU",
+            "XactBuffer",
+            "XactGroupUpdate",
+            "CommitTsSLRU",
+            "CommitTs",
+        ] {
+            assert!(is_met(&event.to_lowercase()), "{event}");
+        }
+        for event in ["SyncRep", "transactionid", "virtualxid", "PgSleep", "relation", "ClientRead", "DataFileRead"] {
+            assert!(!is_met(&event.to_lowercase()), "{event}");
+        }
+        for unless in [Unless::Waiting, Unless::Committing] {
+            assert!(question(1, unless).contains(&format!("pg_catalog.lower(wait_event) ~ '{WRITES}'")), "{unless:?}");
+        }
     }
 }
