@@ -36,7 +36,12 @@ pub async fn open(
             Err(_) => {
                 let turn = tokio::time::timeout(left(), turns.acquire()).await.ok()?.ok()?;
                 // Who had theirs before may have found that it is of no use.
-                if left().is_zero() || w.failures(&pool) > failures {
+                if left().is_zero() {
+                    return None;
+                }
+                if w.failures(&pool) > failures {
+                    // Nor would it be to who waits for its place.
+                    permit.forgo();
                     return None;
                 }
                 turn
