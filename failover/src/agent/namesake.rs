@@ -35,7 +35,7 @@ impl Agent {
             let (node, at) = (&self.env.config.node, &found.agent);
             self.has_namesake(format!(
                 "another agent is on record as {node}, at {at}: give one of them its own name, or stop it; \
-                 a minute after that one is gone this one takes its place"
+                 at most a minute after that one is gone this one takes its place"
             ));
         }
         may
@@ -63,7 +63,7 @@ impl Agent {
                 // This agent itself at an address that was the other's, say.
                 _ => Namesake::Gone,
             },
-            Err(ExchangeError::ConnectionRefused) => Namesake::Gone,
+            Err(ExchangeError::ConnectionRefused) => Namesake::Refused,
             // Nor is one that has another secret known to be another cluster's.
             Ok(_) | Err(_) => Namesake::Silent,
         }

@@ -11,8 +11,10 @@ use std::time::Duration;
 /// Another agent that is on record for this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Namesake {
-    /// There is none, or no agent listens where it was.
+    /// There is none, or another node's agent or this one itself is where it was.
     Gone,
+    /// Nobody listens where it was.
+    Refused,
     /// It does not answer.
     Silent,
     /// It answers.
@@ -34,6 +36,9 @@ pub enum Place {
 
 /// So long one that has lived must have been away before its place is taken. An agent is started again sooner.
 const AWAY: Duration = Duration::from_secs(60);
+/// One that only has written: it was started by mistake, say, with another secret, and stopped. Until its place is taken orders for the
+/// node go there.
+const REFUSED: Duration = Duration::from_secs(10);
 /// Of the time between two looks so much counts, lest one that stood still takes what it did not hear for silence.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
 
@@ -42,8 +47,12 @@ const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
 pub struct Other {
     /// It has answered, or written, and its place was not taken since.
     lived: bool,
+    /// It has answered since its place was taken last.
+    answered: bool,
     /// When it was looked for last, and for how long it had not answered then.
     away: Option<(Instant, Duration)>,
+    /// Of that, for how long nobody had listened there.
+    refused: Duration,
     /// The revision at which this agent put itself on record, since it was started, or at which it found that another one had
     /// since then.
     written: Option<i64>,
@@ -58,12 +67,17 @@ impl Other {
             self.written = written;
         }
         if behind_us || found == Namesake::Lives {
-            (self.lived, self.away) = (true, None);
+            self.answered |= found == Namesake::Lives;
+            (self.lived, self.away, self.refused) = (true, None, Duration::ZERO);
             return false;
         }
-        let away = self.away.map_or(Duration::ZERO, |(at, away)| away + now.since(at).min(BETWEEN_LOOKS));
-        let may = !self.lived || away >= AWAY;
-        self.lived &= !may;
+        let passed = self.away.map_or(Duration::ZERO, |(at, _)| now.since(at).min(BETWEEN_LOOKS));
+        let away = self.away.map_or(Duration::ZERO, |(_, away)| away + passed);
+        self.refused = if found == Namesake::Refused { self.refused + passed } else { Duration::ZERO };
+        let may = !self.lived || away >= AWAY || (!self.answered && self.refused >= REFUSED);
+        if may {
+            (self.lived, self.answered, self.refused) = (false, false, Duration::ZERO);
+        }
         self.away = (!may).then_some((now, away));
         may
     }
@@ -87,7 +101,7 @@ impl Other {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Namesake::{Gone, Lives, Silent};
+    use Namesake::{Gone, Lives, Refused, Silent};
 
     /// Another one's, put there before this agent was.
     const WRITTEN: Option<i64> = Some(5);
@@ -99,7 +113,7 @@ mod tests {
 
     #[test]
     fn an_agent_that_is_alone_is_on_record_at_once() {
-        for found in [Gone, Silent] {
+        for found in [Gone, Refused, Silent] {
             let mut other = Other::default();
             assert_eq!(
                 looks(&mut other, found, WRITTEN, 0..1),
@@ -119,7 +133,7 @@ mod tests {
 
     #[test]
     fn one_that_lived_is_given_the_time_to_be_started_again() {
-        for found in [Gone, Silent] {
+        for found in [Gone, Refused, Silent] {
             let mut other = Other::default();
             looks(&mut other, Lives, WRITTEN, 0..1);
             assert!(!looks(&mut other, found, WRITTEN, 1..60).contains(&true), "{found:?}");
@@ -131,7 +145,7 @@ mod tests {
 
     #[test]
     fn nobody_is_kept_out_for_ever_by_one_that_is_gone() {
-        for found in [Gone, Silent] {
+        for found in [Gone, Refused, Silent] {
             let mut other = Other::default();
             looks(&mut other, Lives, WRITTEN, 0..1);
             let may = looks(&mut other, found, WRITTEN, 1..62);
@@ -142,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_a_restored_etcd_tells_of_keeps_nobody_out() {
-        for found in [Gone, Silent] {
+        for found in [Gone, Refused, Silent] {
             let mut other = Other::default();
             looks(&mut other, Gone, None, 0..1);
             other.registered(7);
@@ -166,6 +180,23 @@ mod tests {
             assert!(other.was_heard());
             assert_eq!(other.place(), Place::Own, "it has been there");
         }
+    }
+
+    #[test]
+    fn one_that_has_only_written_is_waited_for_while_somebody_may_be_there() {
+        let mut other = Other::default();
+        looks(&mut other, Gone, None, 0..1);
+        other.registered(7);
+        let may = looks(&mut other, Refused, Some(8), 1..13);
+        assert_eq!(may.iter().position(|may| *may), Some(11), "nobody listens there");
+        // Listened to in between, or heard: as long as any.
+        other.registered(9);
+        assert!(!looks(&mut other, Refused, Some(10), 13..24).contains(&true));
+        assert!(!looks(&mut other, Silent, Some(10), 24..25).contains(&true));
+        assert!(!looks(&mut other, Refused, Some(10), 25..34).contains(&true));
+        looks(&mut other, Lives, Some(10), 35..36);
+        let may = looks(&mut other, Refused, Some(10), 36..97);
+        assert_eq!(may.iter().position(|may| *may), Some(60));
     }
 
     #[test]
