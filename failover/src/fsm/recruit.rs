@@ -14,7 +14,7 @@ use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
 use crate::record::{Cause, Chosen, Phase, Recruit, TermRecord};
 use cluster::timeline::{Fork, History};
-use cluster::{Instant, NodeId};
+use cluster::{Instant, NodeId, TimelineId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes that a recruit may lack of the candidate's WAL and connect to it ahead of its promotion.
@@ -50,7 +50,9 @@ impl Planner {
         let patience = if decisive { self.settings.recruit_grace / 10 } else { self.settings.recruit_grace };
         let settled = answered || round.enough_since.is_some_and(|t| now.since(t) >= patience);
         let ready = enough && (at_home || (settled && !going_home));
-        let held = if ready { self.held(now, round, &usable) } else { None };
+        let twice = if ready || round.begin.allow_loss { begun_twice(round, &usable) } else { None };
+        let takes = round.begin.allow_loss && twice.is_none() && (answered || waited);
+        let held = twice.or_else(|| if ready { self.held(now, round, &usable) } else { None });
         if ready && held.is_none() {
             if self.catches_up(now, round, &usable, out) {
                 return;
@@ -58,7 +60,7 @@ impl Planner {
             self.send_choice(now, round, &usable, out);
             return;
         }
-        if round.begin.allow_loss && (answered || waited) && self.takes_what_there_is(now, round, &names) {
+        if takes && self.takes_what_there_is(now, round, &names) {
             self.send_choice(now, round, &usable, out);
             return;
         }
@@ -98,9 +100,6 @@ impl Planner {
 
     /// What forbids the choice between those that have answered. Who is avoided is so only while the others have all that it has.
     fn held(&self, now: Instant, round: &mut Round, usable: &BTreeMap<NodeId, Frozen>) -> Option<Blocker> {
-        if let Some(twice) = begun_twice(usable).filter(|_| !round.begin.allow_loss) {
-            return Some(twice);
-        }
         let held = self.too_lossy(now, round, usable)?;
         let Some(avoided) = round.begin.avoid.take() else { return Some(held) };
         if let Some(still) = self.too_lossy(now, round, usable) {
@@ -446,11 +445,20 @@ fn promoted_past_us(round: &Round, frozen: &Frozen) -> Option<Unfit> {
     (have.timeline > newest).then_some(Unfit::PromotedPastUs { have, newest })
 }
 
-/// A timeline with two beginnings had two writers, so that who ends further on it need not have what the other has.
-fn begun_twice(usable: &BTreeMap<NodeId, Frozen>) -> Option<Blocker> {
+/// A timeline with two beginnings had two writers, so that who ends further on it need not have what the other has. That is for
+/// an operator to tell, by a name. It does not matter below the last open term's timeline where somebody is on that: whatever was
+/// acknowledged before is there.
+fn begun_twice(round: &Round, usable: &BTreeMap<NodeId, Frozen>) -> Option<Blocker> {
+    if usable.keys().any(|n| round.wanted_with_loss(n)) {
+        return None;
+    }
+    let last = round.prev.as_ref().filter(|_| round.is_prev_known()).map(|p| p.timeline);
+    let decides = |last: &TimelineId| usable.values().any(|f| f.position.is_some_and(|p| p.timeline >= *last));
+    let from = last.filter(decides);
     let lines: Vec<(&NodeId, &History)> = usable.iter().filter_map(|(n, f)| Some((n, f.history.as_ref()?))).collect();
     let twins = lines.iter().flat_map(|a| lines.iter().map(move |b| (a, b)));
-    let (a, b) = twins.filter(|(a, b)| is_twin(a.1, b.1)).min_by_key(|(a, _)| a.1.timeline)?;
+    let matters = twins.filter(|(a, b)| Some(a.1.timeline) >= from && is_twin(a.1, b.1));
+    let (a, b) = matters.min_by_key(|(a, _)| a.1.timeline)?;
     Some(Blocker::BegunTwice { timeline: a.1.timeline, nodes: vec![a.0.clone(), b.0.clone()] })
 }
 

@@ -514,9 +514,10 @@ impl World {
             p => Some(parse::position(p)?),
         };
         let term = self.orders.get(&(node.clone(), kind)).copied().unwrap_or_default();
-        let left = words.optional::<String>("line")?.map(|l| parse::position(&l)).transpose()?;
-        let fork = left.map(|p| Fork { timeline: p.timeline, lsn: p.lsn });
-        let history = position.zip(fork).map(|(p, fork)| History { timeline: p.timeline, forks: vec![fork] });
+        let fork = |p: &str| parse::position(p).map(|p| Fork { timeline: p.timeline, lsn: p.lsn });
+        let line = words.optional::<String>("line")?;
+        let forks = line.map(|l| l.split(',').map(fork).collect::<Result<Vec<Fork>, _>>()).transpose()?;
+        let history = position.zip(forks).map(|(p, forks)| History { timeline: p.timeline, forks });
         let frozen = Frozen {
             node: node.clone(),
             term,
