@@ -3,10 +3,10 @@
 #[allow(dead_code, reason = "the harness serves several test programs, none of which uses all of it")]
 mod agents;
 
-use agents::{Cluster, unprivileged, until};
-use cluster::TimelineId;
+use agents::{Cluster, kill_all, postmaster, unprivileged, until};
+use cluster::{Term, TimelineId};
 use failover::api::{Frozen, PostgresState, Recover};
-use failover::record::{Mode, PolicyRecord};
+use failover::record::{LossReport, Mode, PolicyRecord};
 use failover::store::{Store, Txn};
 
 /// As a change of the mode or a restored backup leaves it.
@@ -117,5 +117,45 @@ fn who_is_on_the_timeline_of_a_term_that_is_recruiting_tells_whether_it_has_its_
         until("the stop", async || c.freeze(b, after.term).await.ok()?.was_primary.then_some(())).await;
         let frozen: Frozen = c.post(b, "recover", &Recover { term: after.term }).await.unwrap();
         assert_eq!((frozen.position.unwrap().timeline, frozen.recorded), (TimelineId(3), Some(term)));
+    });
+}
+
+#[test]
+fn what_was_open_is_left_as_it_is_for_a_twin_that_is_not() {
+    unprivileged("what_was_open_is_left_as_it_is_for_a_twin_that_is_not", async {
+        let mut c = Cluster::new(22615, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let (a, b) = ((p + 1) % 3, (p + 2) % 3);
+        c.until_replayed(p, &[a, b]).await;
+        // The old primary ends further on than the next one begins.
+        for i in [a, b] {
+            c.freeze(i, Term(2)).await.unwrap();
+        }
+        c.sql(p).await.batch_execute("CHECKPOINT").await.unwrap();
+        c.crash_agent(p).await;
+        kill_all(&c.nodes[p].config.data_dir.join("data"));
+        let (begun, revision) = c.begin().await;
+        let (term, _) = c.failover_begun(begun.clone(), revision, a, &[a, b]).await;
+        c.sql(a).await.batch_execute("CREATE TABLE acknowledged ()").await.unwrap();
+        c.until_state(b, "the open term", |s| (s.opened == term).then_some(())).await;
+
+        // etcd is restored to the recruiting, and the old primary is all that answers.
+        c.crash_agent(a).await;
+        kill_all(&c.nodes[a].config.data_dir.join("data"));
+        let (_, revision) = c.term().await;
+        let revision = c.put_term(&begun, revision).await;
+        c.start(p).await;
+        until("the freeze", async || c.freeze(p, term).await.ok()?.was_primary.then_some(())).await;
+        c.post::<Frozen>(p, "recover", &Recover { term }).await.unwrap();
+        let running = postmaster(&c.nodes[b].config);
+        c.failover_unopened(begun, revision, p, &[p]).await;
+        let told = |t: &String| t.contains("begun twice, and its term was open");
+        c.until_state(b, "what is in the way", |s| s.trouble.as_ref().is_some_and(told).then_some(())).await;
+        // Nor is it stopped and started, nor told to be lost: another term may choose it.
+        assert_eq!(postmaster(&c.nodes[b].config), running);
+        assert_eq!(c.record::<LossReport>(c.keys.report(term, &c.nodes[b].id)).await, None);
+        let frozen = c.freeze(b, Term(3)).await.unwrap();
+        assert_eq!(frozen.position.unwrap().timeline, TimelineId(2));
+        assert_eq!(c.value(b, "SELECT to_regclass('acknowledged') IS NOT NULL").await, "t");
     });
 }

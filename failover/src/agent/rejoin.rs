@@ -11,7 +11,7 @@ use super::state::Awaited;
 use super::tool::ToolError;
 use super::wal_tail::{ExamineError, began_at};
 use crate::api::{Position, PostgresState};
-use crate::fsm::rejoin::{Facts, Plan, Why, divergence, may_replace, plan};
+use crate::fsm::rejoin::{Facts, Plan, divergence, plan};
 use crate::fsm::unstarted::Kept;
 use cluster::timeline::{Fork, History};
 use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
@@ -82,6 +82,10 @@ pub(super) struct Source {
     pub(super) history: History,
     /// A connection to it, for further questions.
     sql: Sql,
+}
+
+fn kept(timeline: TimelineId, source: &Source) -> RejoinError {
+    RejoinError::OpenedBefore { timeline, node: source.node.clone() }
 }
 
 impl Agent {
@@ -156,6 +160,8 @@ impl Agent {
             rewind_interrupted: memory.rewinding,
             whole: memory.condemned,
             examined: memory.examined,
+            opened: memory.opened,
+            source_is_open: self.is_open(source.term),
         };
         let next = plan(&facts);
         tracing::info!(
@@ -181,6 +187,10 @@ impl Agent {
             );
             postgres::stop(&self.env, Stop::Fast(self.env.config.stop_timeout)).await?;
             return self.clone_from(source).await;
+        }
+        if let Plan::Keep(timeline) = next {
+            // Cut off and running, it can be frozen.
+            return Err(kept(timeline, source));
         }
         postgres::stop(&self.env, Stop::Fast(self.env.config.stop_timeout)).await?;
         self.look_again(self.env.config.probe_timeout).await;
@@ -211,6 +221,8 @@ impl Agent {
             rewind_interrupted: memory.rewinding,
             whole: memory.condemned,
             examined: memory.examined,
+            opened: memory.opened,
+            source_is_open: self.is_open(source.term),
         };
         let next = plan(&facts);
         tracing::info!(
@@ -238,6 +250,8 @@ impl Agent {
                 rewind_interrupted: memory.rewinding,
                 whole: memory.condemned,
                 examined: memory.examined,
+                opened: memory.opened,
+                source_is_open: self.is_open(source.term),
             };
             match plan(&facts) {
                 Plan::Follow => return Ok(()),
@@ -251,11 +265,7 @@ impl Agent {
                     }
                 }
                 Plan::Rewind(parted) => return self.rewind(source, parted).await,
-                Plan::Reclone(Why::Twins(timeline))
-                    if !may_replace(timeline, memory.opened, self.is_open(source.term)) =>
-                {
-                    return Err(RejoinError::OpenedBefore { timeline, node: source.node.clone() });
-                }
+                Plan::Keep(timeline) => return Err(kept(timeline, source)),
                 Plan::Reclone(why) => {
                     tracing::warn!(node = %self.env.config.node, reason = why.as_str(), "a rewind cannot help, cloning");
                     return self.clone_from(source).await;

@@ -24,6 +24,10 @@ pub struct Facts<'a> {
     pub whole: bool,
     /// The tail from this fork on was examined and reported.
     pub examined: Option<Fork>,
+    /// The highest term that this agent has read as open.
+    pub opened: Term,
+    /// The new primary's term is open, as last read.
+    pub source_is_open: bool,
 }
 
 /// What to do next.
@@ -37,6 +41,8 @@ pub enum Plan {
     Rewind(Fork),
     /// Replace the data by a fresh copy.
     Reclone(Why),
+    /// Leave it as it is: what was acknowledged may be here, and not at the new primary, which has this timeline from elsewhere.
+    Keep(TimelineId),
 }
 
 /// Why a rewind cannot help.
@@ -69,7 +75,7 @@ impl Why {
 /// A timeline was begun twice: may what this node has of it be replaced by the other one's? Not where this agent has read that
 /// the term of that number was open, and etcd tells that the source's is not: etcd was restored from a backup, and this one may
 /// have what was acknowledged. The managers begin another term.
-pub fn may_replace(twin: TimelineId, opened: Term, source_is_open: bool) -> bool {
+fn may_replace(twin: TimelineId, opened: Term, source_is_open: bool) -> bool {
     source_is_open || opened.timeline() < Some(twin)
 }
 
@@ -79,6 +85,14 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         Some(own) if facts.upstream.contains_line(own, facts.own_end.lsn) => {
             // An interrupted rewind may well look like a fit, because the control file is written first or last.
             return if facts.rewind_interrupted { Plan::Reclone(Why::RewindInterrupted) } else { Plan::Follow };
+        }
+        // What is half rewound is of no use by itself.
+        Some(own)
+            if is_twin(own, facts.upstream)
+                && !may_replace(own.timeline, facts.opened, facts.source_is_open)
+                && (facts.whole || !facts.rewind_interrupted) =>
+        {
+            return Plan::Keep(own.timeline);
         }
         Some(own) => match divergence(own, facts.own_end.lsn, facts.upstream) {
             Some(fork) if is_twin(own, facts.upstream) => (fork, Some(Why::Twins(own.timeline))),
@@ -202,6 +216,8 @@ mod tests {
             rewind_interrupted: false,
             whole: false,
             examined: examined.map(|(t, l)| Fork { timeline: TimelineId(t), lsn: Lsn(l) }),
+            opened: Term(0),
+            source_is_open: false,
         };
         assert_eq!(plan(&facts), expected, "{own:?} {end} under {upstream}");
     }
@@ -239,12 +255,32 @@ mod tests {
     }
 
     #[test]
-    fn what_was_open_is_not_replaced_by_a_twin_that_never_was() {
-        let twin = TimelineId(8);
-        assert!(!may_replace(twin, Term(8), false));
-        assert!(!may_replace(twin, Term(9), false));
-        assert!(may_replace(twin, Term(7), false), "nothing was acknowledged in it, as far as is known here");
-        assert!(may_replace(twin, Term(8), true), "the cluster goes by the other one already");
+    fn what_was_open_is_neither_examined_nor_replaced_for_a_twin_that_never_was() {
+        let (own, upstream) = (history("7@90 8"), history("7@80 8"));
+        let at_twin = |opened, source_is_open, examined: Option<Fork>| Facts {
+            own_end: Position { timeline: TimelineId(8), lsn: Lsn(120) },
+            own: Some(&own),
+            upstream: &upstream,
+            rewind_interrupted: false,
+            whole: false,
+            examined,
+            opened: Term(opened),
+            source_is_open,
+        };
+        let parted = at(7, 80);
+        for examined in [None, Some(parted)] {
+            assert_eq!(plan(&at_twin(8, false, examined)), Plan::Keep(TimelineId(8)));
+            assert_eq!(plan(&at_twin(9, false, examined)), Plan::Keep(TimelineId(8)));
+        }
+        // Nothing was acknowledged in it, as far as is known here; or the cluster goes by the other one already.
+        for (opened, open) in [(7, false), (8, true)] {
+            assert_eq!(plan(&at_twin(opened, open, None)), Plan::Examine(parted));
+            assert_eq!(plan(&at_twin(opened, open, Some(parted))), Plan::Reclone(Why::Twins(TimelineId(8))));
+        }
+        let never_started = Facts { rewind_interrupted: true, whole: true, ..at_twin(8, false, None) };
+        assert_eq!(plan(&never_started), Plan::Keep(TimelineId(8)));
+        let half_rewound = Facts { rewind_interrupted: true, ..at_twin(8, false, Some(parted)) };
+        assert_eq!(plan(&half_rewound), Plan::Reclone(Why::RewindInterrupted));
     }
 
     #[test]
@@ -257,6 +293,8 @@ mod tests {
             rewind_interrupted: true,
             whole: false,
             examined: Some(at(1, 100)),
+            opened: Term(0),
+            source_is_open: false,
         };
         assert_eq!(plan(&facts), Plan::Reclone(Why::RewindInterrupted));
         // Never begun to be rewound: nobody has looked at what it has and the primary has not.

@@ -222,6 +222,8 @@ impl World {
                 rewind_interrupted: false,
                 whole: false,
                 examined,
+                opened: self.nodes[n].opened,
+                source_is_open: record.is_open(),
             };
             match plan(&facts) {
                 Plan::Follow => {
@@ -237,6 +239,7 @@ impl World {
                     self.rewind(n, p, left);
                     return self.follow(n, p, term);
                 }
+                Plan::Keep(_) => return,
                 Plan::Reclone(why) => {
                     self.say(format!("{} is cloned: {}", name(n), why.as_str()));
                     self.rewind(n, p, 0);
