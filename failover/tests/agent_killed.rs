@@ -6,8 +6,9 @@ mod agents;
 use agents::{Cluster, kill_all, postgres_of, postmaster, signal, unprivileged, until};
 use cluster::{Term, TimelineId};
 use failover::api::AgentState;
-use failover::record::{LossReport, Mode};
+use failover::record::{LossReport, Mode, TermRecord};
 use nix::sys::signal::Signal;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 /// Killed between writing the stubs and the promotion, or while fetching histories from a primary: PostgreSQL would
@@ -64,8 +65,12 @@ async fn created_at_the_third_attempt(c: &mut Cluster) -> usize {
     c.start(0).await;
     until("initdb", async || there("data.new").or_else(|| there("data"))).await;
     c.crash_agent(0).await;
+    let of = |name: &str| std::fs::metadata(config.data_dir.join(name)).ok().map(|m| (m.ino(), m.created().ok()));
+    let left = of("data.new");
     c.start(0).await;
-    until("the data", async || there("data")).await;
+    // It has read whose task that is, and needs etcd no more before the term is put.
+    let begun = || of("data.new").filter(|_| of("data.new") != left).and(Some(()));
+    until("another initdb", async || begun().or_else(|| there("data"))).await;
     c.nodes[0].store.set_down(true);
     let rows = || {
         let mut psql = std::process::Command::new(format!("{}/psql", agents::bin()));
@@ -76,6 +81,7 @@ async fn created_at_the_third_attempt(c: &mut Cluster) -> usize {
     until("the term in the data", async || (rows() == "1\n").then_some(())).await;
     c.crash_agent(0).await;
     kill_all(&config.data_dir.join("data"));
+    assert_eq!(c.record::<TermRecord>(c.keys.term()).await, None);
     c.nodes[0].store.set_down(false);
     let p = c.bootstrap().await;
     assert_eq!(rows(), "1\n");
