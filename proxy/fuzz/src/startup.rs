@@ -7,9 +7,9 @@ pub(crate) fn check(data: &[u8]) {
     let Ok(Some(len)) = packet_len(data) else { return };
     let Some(packet) = data.get(..len) else { return };
     let Ok(Packet::Startup(startup)) = parse(packet) else { return };
-    // Names and values of the packet bound what is kept of them.
+    // Names and values of the packet bound what is kept of them: a byte that is of no character becomes one of four bytes.
     let kept: usize = startup.parameters.iter().map(|(n, v)| n.len() + v.len()).sum();
-    assert!(kept + startup.user.len() <= 2 * len, "{startup:?} is longer than its packet");
+    assert!(kept + startup.user.len() <= 4 * len, "{startup:?} is longer than its packet");
     let mut again = Vec::new();
     let own = [("user", startup.user.as_str()), ("database", startup.database.as_str())];
     write_startup(&mut again, own.into_iter().filter(|(_, v)| !v.is_empty()));
