@@ -215,9 +215,10 @@ impl Session {
         self.rechecks = None;
         self.losses.forget();
         self.give_up_block();
+        // Nothing is sent for it to a server that was looked for for this, whatever else is in flight there: the next statement looks
+        // anew.
+        self.chosen = None;
         if !self.relay.busy() && self.relay.status == TxStatus::Idle {
-            // Nothing is sent to a server that was looked for for this: the next statement looks anew.
-            self.chosen = None;
             self.rest(self.w.now());
         }
     }
