@@ -159,6 +159,8 @@ fn the_same_nodes_may_simply_follow() {
                 rewind_interrupted: false,
                 whole: false,
                 examined: None,
+                opened: Term(0),
+                source_is_open: true,
             };
             let follows = plan(&facts) == Plan::Follow;
             assert_eq!(upstream.descends(own, Numbering::Term), follows, "{own:?} under {upstream:?}");
