@@ -15,7 +15,7 @@ pub struct Raw {
     /// Between two samples that are taken because reads wait for one (`global` reads, and sessions that have just
     /// written): the nodes are asked at once, and not again sooner than this. Default 2ms: a read
     /// waits for one or two of them, and a few hundred questions a second cost a node some hundredths of a core, while
-    /// reads wait.
+    /// reads wait. For reads that go to the primary meanwhile, and do not wait, the proxy asks for none within 10 ms.
     pub demand_gap: Span,
     /// How often every node is asked for its slots, its senders and its recovery conflicts. Nothing is routed by them.
     /// Default 2s: before PostgreSQL 15 each question makes the node write a file of statistics.

@@ -17,7 +17,7 @@ use tokio_postgres::NoTls;
 
 /// How often lag is sampled, and how soon again where somebody waits for a sample: as lagmon does by default, so that the cost
 /// is what it is in use.
-const SAMPLE: Duration = Duration::from_millis(200);
+const SAMPLE: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_millis(2);
 
 /// Run until the standard input ends. Prints its port first.
