@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -281,15 +281,7 @@ pub(crate) fn reload(env: &Env) -> io::Result<()> {
 
 /// The end of what PostgreSQL logged.
 pub(crate) fn log_tail(env: &Env) -> String {
-    let mut newest: Option<(std::time::SystemTime, std::path::PathBuf)> = None;
-    for entry in fs::read_dir(env.layout.log_dir()).into_iter().flatten().flatten() {
-        let Ok(meta) = entry.metadata() else { continue };
-        let Ok(at) = meta.modified() else { continue };
-        if meta.len() > 0 && newest.as_ref().is_none_or(|(t, _)| at >= *t) {
-            newest = Some((at, entry.path()));
-        }
-    }
-    let Some((_, path)) = newest else { return "nothing logged".into() };
+    let Some(path) = newest_log(&env.layout.log_dir(), &env.layout.start_log()) else { return "nothing logged".into() };
     let text = File::open(path).and_then(|mut f| {
         let length = f.metadata()?.len();
         f.seek(SeekFrom::Start(length.saturating_sub(4000)))?;
@@ -298,4 +290,43 @@ pub(crate) fn log_tail(env: &Env) -> String {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     });
     text.unwrap_or_default()
+}
+
+/// The file of `dir` that was written last. What a postmaster that starts writes itself (to `start_log`) comes before what the
+/// log's writer does, and when it ends at once both have the same time: the kernel's clock of files has steps of some ms.
+fn newest_log(dir: &Path, start_log: &Path) -> Option<PathBuf> {
+    let written = fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| {
+        let meta = entry.metadata().ok().filter(|m| m.len() > 0)?;
+        let path = entry.path();
+        Some((meta.modified().ok()?, path != start_log, path))
+    });
+    written.max().map(|(_, _, path)| path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_logs_of_one_time_the_one_of_the_logs_writer_tells_how_it_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = std::time::SystemTime::now();
+        let path = |name: &str| dir.path().join(name);
+        let write = |name: &str, at| {
+            fs::write(path(name), name).unwrap();
+            File::options().append(true).open(path(name)).unwrap().set_modified(at).unwrap();
+        };
+        assert_eq!(newest_log(dir.path(), &path("start.log")), None);
+        for name in ["start.log", "postgresql-04.log", "postgresql-03.log"] {
+            write(name, if name.contains("03") { at - Duration::from_secs(60) } else { at });
+        }
+        // Both as its name sorts before and behind the other's.
+        for start in ["start.log", "a-start.log"] {
+            write(start, at);
+            assert_eq!(newest_log(dir.path(), &path(start)), Some(path("postgresql-04.log")));
+            write(start, at + Duration::from_millis(4));
+            assert_eq!(newest_log(dir.path(), &path(start)), Some(path(start)), "it is not started yet");
+            fs::remove_file(path(start)).unwrap();
+        }
+    }
 }
