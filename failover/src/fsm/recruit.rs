@@ -385,14 +385,15 @@ impl Planner {
     /// timeline when that is promoted. Only those that have a part of what the candidate has, lack so little that it has the
     /// rest, and have replayed what they have: before that PostgreSQL connects to nobody. And only if the candidate ends with a
     /// whole record: half of one that is streamed is confirmed too, and would stand for what is written in its place. The old
-    /// primary compares histories, for the report.
+    /// primary compares histories, for the report; so does whose timeline has another beginning, or its WAL would be overwritten
+    /// before it was examined (INV-5).
     fn order_to_connect(&self, round: &Round, choice: &Choice, out: &mut Vec<Action>) {
         let Some(endpoint) = self.seen.records.members.get(&choice.node).map(|m| m.postgres.clone()) else { return };
         let old = round.prev.as_ref().map(|p| &p.node);
-        if round.frozen.get(&choice.node).is_none_or(|f| f.replay_lsn != Some(choice.base.lsn)) {
-            return;
-        }
-        let others = round.frozen.iter().filter(|(n, _)| **n != choice.node && Some(*n) != old);
+        let whole = |f: &&Frozen| f.replay_lsn == Some(choice.base.lsn);
+        let Some(chosen) = round.frozen.get(&choice.node).filter(whole) else { return };
+        let may = |n: &NodeId, f: &Frozen| *n != choice.node && Some(n) != old && f.history == chosen.history;
+        let others = round.frozen.iter().filter(|(n, f)| may(n, f));
         for (node, _) in others.filter(|(n, f)| self.may_connect(round, n, f, choice.base)) {
             let (term, primary, endpoint) = (round.term, choice.node.clone(), endpoint.clone());
             let order = Follow { term, primary, endpoint, record_lsn: None, ahead: Some(choice.base) };
