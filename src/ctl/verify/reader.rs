@@ -223,14 +223,15 @@ impl Reader {
             Ok(Err(error)) if older_than_the_table(&error) => vec![(Answer::default(), Clock.now())],
             Ok(Err(error)) => {
                 run.read_error(self.mode, &error);
-                roll_back(open.connection.client(), style).await;
+                let over = roll_back(open.connection.client(), style).await;
                 // A token of what was lost is refused for ever.
                 let lost = error.code() == Some(&SqlState::TRANSACTION_RESOLUTION_UNKNOWN);
-                return !(lost && open.session.holds_token());
+                return over && !(lost && open.session.holds_token());
             }
             Err(_) => {
                 run.read_silent(self.mode);
-                return true;
+                // What comes of it, and of a transaction that is open still, belongs to nothing any more.
+                return false;
             }
         };
         // Whatever becomes of its transaction, this was shown.
@@ -240,18 +241,19 @@ impl Reader {
         let client = open.connection.client();
         if turn / KINDS.len() % BROKEN_OFF_EACH == BROKEN_OFF_EACH - 1 && matches!(style, Style::ReadOnly) {
             let _ = tokio::time::timeout(PATIENCE, client.batch_execute(REFUSED)).await;
-            roll_back(client, style).await;
-            return true;
+            return roll_back(client, style).await;
         }
         match tokio::time::timeout(PATIENCE, end(client, style)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => true,
             Ok(Err(error)) => {
                 run.read_error(self.mode, &error);
-                roll_back(client, style).await;
+                roll_back(client, style).await
             }
-            Err(_) => run.read_silent(self.mode),
+            Err(_) => {
+                run.read_silent(self.mode);
+                false
+            }
         }
-        true
     }
 
     fn note(
@@ -306,11 +308,9 @@ fn older_than_the_table(error: &Error) -> bool {
     [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME].iter().any(|code| error.code() == Some(code))
 }
 
-/// A transaction that is broken off, where the style has one.
-async fn roll_back(client: &Client, style: Style) {
-    if matches!(style, Style::ReadOnly) {
-        let _ = tokio::time::timeout(PATIENCE, client.batch_execute("rollback")).await;
-    }
+/// A transaction that is broken off, where the style has one. False: whether it is over is not known.
+async fn roll_back(client: &Client, style: Style) -> bool {
+    !matches!(style, Style::ReadOnly) || tokio::time::timeout(PATIENCE, client.batch_execute("rollback")).await.is_ok()
 }
 
 /// The end of what [`ask`] has begun.
