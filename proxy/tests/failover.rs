@@ -9,6 +9,7 @@ use common::{Cluster, wait_for};
 use proxy::config::PoolMode;
 use proxy::config::pools::Database;
 use proxy::console::tally::Counter;
+use proxy::pool::view::ServerState;
 use proxy::wire::codec::message;
 use proxy::wire::frontend::write_query;
 use std::time::{Duration, Instant};
@@ -568,6 +569,7 @@ fn a_standby_that_has_refused_a_statement_serves_others_at_once() {
     wait_for("the standby to serve a read", || words(&s.query(first)).contains("D n2").then_some(()));
     let backend = |of: &str| c.nodes[1].psql(&format!("select pid from pg_stat_activity where {of}"));
     let pid = backend("query like '%first%' and pid <> pg_backend_pid()");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     // Of what it refuses, and of what it does not know, the error and the end came in one piece: nothing is to be waited for.
     for (sql, told, counted) in [
         ("select f(1)", "C SELECT 1", "pgtenure_proxy_misroutes_total"),
@@ -582,8 +584,13 @@ fn a_standby_that_has_refused_a_statement_serves_others_at_once() {
         let rests = format!("pid = {pid} and state = 'idle' and query = 'DISCARD ALL'");
         wait_for("the standby's server to be clean again", || (backend(&rests) == pid).then_some(()));
         // PostgreSQL says so before the proxy has heard of it.
+        let view = || runtime.block_on(c.handle.as_ref().unwrap().view(common::DEADLINE)).expect("the workers answer");
         wait_for("the proxy to have it back", || {
-            (c.counter_of("pgtenure_proxy_servers", "in_use") == 0.0).then_some(())
+            view()
+                .servers
+                .iter()
+                .any(|server| server.pid.to_string() == pid && server.state != ServerState::Active)
+                .then_some(())
         });
         wait_for("it to serve a read", || words(&s.query(first)).contains("D n2").then_some(()));
         assert_eq!(backend(&format!("pid = {pid} and query like '%first%'")), pid, "another server has served that");

@@ -206,7 +206,11 @@ fn unproven(topology: &mut Topology) {
 
 #[test]
 fn who_logs_in_needs_no_proof() {
-    let c = Cluster::start(0, |raw| (raw.workers, raw.hold_timeout) = (1, cluster::config::Span::secs(2)));
+    let c = Cluster::start(0, |raw| {
+        (raw.workers, raw.hold_timeout) = (1, cluster::config::Span::secs(2));
+        // A proof is given once, and is good for as long.
+        raw.max_replay_lag = cluster::config::Span::secs(60);
+    });
     c.publish(unproven);
     let mut any = Raw::login(c.port, &[("pgtenure.consistency", "eventual")]);
     assert_eq!(any.query("select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
@@ -220,6 +224,8 @@ fn who_logs_in_needs_no_proof() {
 fn who_was_held_for_the_gate_is_not_sent_with_the_proof_from_before() {
     let c = Cluster::start(0, |raw| {
         (raw.workers, raw.pool_size, raw.hold_timeout) = (1, 1, cluster::config::Span::secs(3));
+        // A proof is given once, and is good for as long.
+        raw.max_replay_lag = cluster::config::Span::secs(60);
     });
     let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
     ok(&mut a, "set work_mem = '8MB'");

@@ -420,7 +420,7 @@ fn sample_lag(
             let mut snapshot = LagSnapshot { term: view.term, ..LagSnapshot::default() };
             if let Some(primary) = &view.primary {
                 let sent_at = Clock.now();
-                if let Some((lsn, confirmed)) = primary_position(&mut kept, primary).await {
+                if let Some((lsn, flush_lsn, confirmed)) = primary_position(&mut kept, primary).await {
                     let node = primary.node.clone();
                     let timeline = view.term.timeline().unwrap_or(TimelineId(1));
                     let insert_lsn = lsn.normalised_insert();
@@ -428,7 +428,7 @@ fn sample_lag(
                         node,
                         timeline,
                         insert_lsn,
-                        flush_lsn: insert_lsn,
+                        flush_lsn,
                         sent_at,
                         confirmed_until: confirmed.then_some(sent_at),
                         flushed_until: confirmed.then_some(sent_at),
@@ -479,16 +479,18 @@ async fn standby_position(kept: &mut Kept, member: &Member) -> Option<(Lsn, Serv
     Some((row.try_get::<_, String>(0).ok()?.parse().ok()?, ServerStart(row.try_get(1).ok()?)))
 }
 
-/// Where the primary's WAL ends, and whether the standbys that commits wait for, if any, have all that it has flushed.
-async fn primary_position(kept: &mut Kept, member: &Member) -> Option<(Lsn, bool)> {
+/// Where the primary's WAL ends, as inserted and as flushed, and whether the standbys that commits wait for, if any, have all
+/// that it has flushed.
+async fn primary_position(kept: &mut Kept, member: &Member) -> Option<(Lsn, Lsn, bool)> {
     let sql = "select pg_current_wal_insert_lsn()::text, current_setting('synchronous_standby_names') = '' \
                and not exists (select from pg_stat_activity where wait_event = 'SyncRep' \
                                or backend_xid is not null and state = 'active' and wait_event is distinct from 'ClientRead') \
                or coalesce(f.here <= (select max(flush_lsn) from pg_stat_replication \
                                       where sync_state in ('sync', 'quorum')), false) \
-               from (select pg_current_wal_flush_lsn() as here offset 0) f";
+               , f.here::text from (select pg_current_wal_flush_lsn() as here offset 0) f";
     let row = ask(kept, member, sql).await?;
-    Some((row.try_get::<_, String>(0).ok()?.parse().ok()?, row.try_get(1).ok()?))
+    let lsn = |column| row.try_get::<_, String>(column).ok()?.parse().ok();
+    Some((lsn(0)?, lsn(2)?, row.try_get(1).ok()?))
 }
 
 /// A connection per server and question, on which it is prepared: to connect for each is most of what a sample costs.

@@ -436,6 +436,9 @@ fn a_client_that_is_refused_for_its_database_does_not_count() {
     // Nor does a client that has gone, although its request to cancel is still on its way: the postmaster does not take it.
     first.write(|out| write_query(out, "select pg_sleep(600)"));
     let server = wait_for("it to run", || view(&c).clients.iter().find_map(|client| Some(client.server.as_ref()?.1)));
+    // One that has not read it yet ignores the signal below.
+    let asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    wait_for("PostgreSQL to run it", || (c.nodes[0].psql(asleep) == "1").then_some(()));
     let postmaster = c.nodes[0].postmaster();
     kill(postmaster, Signal::SIGSTOP).unwrap();
     let mut request = dial(c.port);
