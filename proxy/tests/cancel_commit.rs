@@ -463,13 +463,13 @@ fn idle_ones_that_say_nothing_hold_up_nobody(c: &Cluster, client: &mut Raw) {
     let idle: Vec<_> = c.nodes[0].psql(idle).lines().map(|pid| Pid::from_raw(pid.parse().expect("a number"))).collect();
     assert!(idle.len() >= 2, "as many as are tried");
     // One beyond the pool's limits may end by itself meanwhile.
-    idle.iter().for_each(|pid| drop(kill(*pid, Signal::SIGSTOP)));
+    idle.iter().for_each(|pid| _ = kill(*pid, Signal::SIGSTOP));
     c.nodes[0].psql(&format!("select pg_cancel_backend({of_client})"));
     committing(c, of_client);
     c.nodes[0].psql("alter system set synchronous_standby_names = '*'");
     c.nodes[0].psql("select pg_reload_conf()");
     let told = words(&client.until_ready());
-    idle.iter().for_each(|pid| drop(kill(*pid, Signal::SIGCONT)));
+    idle.iter().for_each(|pid| _ = kill(*pid, Signal::SIGCONT));
     assert_eq!(told, "C INSERT 0 1 | Z I");
 }
 
