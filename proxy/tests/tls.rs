@@ -148,6 +148,62 @@ fn direct_tls_needs_the_protocol_name() {
     assert!(direct(&c, authority.client(&[b"h2"])).is_err());
 }
 
+/// Asked for or direct, in one write with the header and byte by byte; rules see who was brought, and that it is encrypted.
+#[test]
+fn behind_the_header_of_a_trusted_proxy_comes_tls_as_without_one() {
+    let authority = Authority::new();
+    authority.sign("server", "endpoint", &["localhost"]);
+    let c = Cluster::start(0, |raw| {
+        raw.proxy_protocol_from = vec!["127.0.0.0/8".to_owned()];
+        raw.auth.rules = vec!["hostssl all all 192.0.2.0/24 scram-sha-256".to_owned()];
+        raw.tls.mode = ClientMode::Allow;
+        raw.tls.cert = Some(authority.path("server.crt"));
+        raw.tls.key = Some(authority.path("server.key"));
+    });
+    let alive = ["T", "D 1", "C SELECT 1", "Z I"];
+    let header = b"PROXY TCP4 192.0.2.9 10.0.0.2 1 2\r\n";
+    let tls = |names: &[&[u8]]| {
+        let name = ServerName::try_from("localhost").unwrap();
+        rustls::ClientConnection::new(authority.client(names), name).unwrap()
+    };
+    let asked = [header.as_slice(), &SSL_REQUEST].concat();
+    let mut byte = [0];
+    let mut socket = dial(c.port);
+    socket.write_all(&asked).unwrap();
+    socket.read_exact(&mut byte).unwrap();
+    assert_eq!(&byte, b"S");
+    assert_eq!(Raw::over(rustls::StreamOwned::new(tls(&[]), socket), &[]).query("select 1"), alive);
+    let mut slow = Slow::new(dial(c.port));
+    slow.write_all(&asked).unwrap();
+    slow.read_exact(&mut byte).unwrap();
+    assert_eq!(&byte, b"S");
+    assert_eq!(Raw::over(rustls::StreamOwned::new(tls(&[]), slow), &[]).query("select 1"), alive);
+    let mut direct = dial(c.port);
+    direct.write_all(header).unwrap();
+    assert_eq!(Raw::over(rustls::StreamOwned::new(tls(&[b"postgresql"]), direct), &[]).query("select 1"), alive);
+    // In clear it is nobody's rule, and a header within TLS is none.
+    let refused = |first: &[u8]| {
+        let mut socket = dial(c.port);
+        let mut hello = first.to_vec();
+        write_startup(&mut hello, [("user", "app"), ("database", "app")].into_iter());
+        socket.write_all(&hello).unwrap();
+        let mut all = Vec::new();
+        let _ = socket.read_to_end(&mut all);
+        String::from_utf8_lossy(&all).into_owned()
+    };
+    let text = refused(header);
+    assert!(text.starts_with('E') && text.contains("28000") && text.contains("192.0.2.9"), "{text:?}");
+    let text = refused(&asked);
+    assert!(text.starts_with('E') && text.contains("unencrypted data"), "{text:?}");
+    let mut within = dial(c.port);
+    within.write_all(header).unwrap();
+    let mut within = rustls::StreamOwned::new(tls(&[b"postgresql"]), within);
+    within.write_all(header).unwrap();
+    let mut all = Vec::new();
+    let _ = within.read_to_end(&mut all);
+    assert!(!all.contains(&b'R'), "{all:?}");
+}
+
 #[test]
 fn a_clients_certificate_must_verify_when_there_is_one() {
     if !has("libssl") {

@@ -148,6 +148,16 @@ select count(*) from matrix_psql
 \! echo "select 'relative' as included;" > inner.sql
 \! printf '%s\n' '\ir inner.sql' > outer.sql
 \i outer.sql
+\setenv PSQL_EDITOR 'sed -i -e s/a.+.1/a+2/ -e s/here/there/'
+select 'here' as edited
+\e
+;
+\ef matrix_function
+\g
+select matrix_function(1);
+\ev matrix_view
+\p
+\r
 \ir no_such_file.sql
 \warn to standard error
 \T border=1
@@ -195,6 +205,11 @@ select count(*) from pg_largeobject_metadata where oid = :LASTOID;
 \lo_unlink :LASTOID
 select count(*) from pg_largeobject_metadata where oid = :LASTOID;
 \lo_unlink 1
+select lo_create(777777);
+comment on large object 777777 is 'a large object';
+\lo_list
+\dl
+\lo_unlink 777777
 \echo ==== transactions
 \set AUTOCOMMIT off
 insert into matrix_psql values (200);
@@ -323,6 +338,7 @@ select 1 as a;
 set search_path = matrix_psql, public;
 select count(*) from matrix_psql;
 \c - - - 
+\! psql -X -c '\conninfo' | sed -n '1s/.*\(as user .*\) at port.*/\1/p'
 select current_user;
 select 'still here';
 listen tidings;
