@@ -7,6 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use toml::de::{DeTable, DeValue};
 
+/// Keys that are no more, and what to do about them.
+const REMOVED: [(&str, &str); 1] =
+    [("etcd.lease_margin", "it never had an effect; the primary's is agent.lease_margin, so remove this one")];
+
 /// Something wrong with a configuration file, as shown to a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -127,7 +131,9 @@ impl Walk<'_> {
     }
 
     fn unknown(&mut self, line: usize, full: &str) {
-        let hint = nearest(full, &self.known).map_or(String::new(), |k| format!("; the nearest known key is {k}"));
+        let removed = REMOVED.iter().find(|(key, _)| *key == full).map(|(_, why)| format!("; {why}"));
+        let near = || nearest(full, &self.known).map(|k| format!("; the nearest known key is {k}"));
+        let hint = removed.or_else(near).unwrap_or_default();
         self.problems.push(Problem { line: Some(line), text: format!("{full}: unknown key{hint}") });
     }
 

@@ -90,23 +90,26 @@ fn agent(raw: &RawConfig, with_proxy: bool, bad: &mut Vec<BadSetting>) {
     }
 }
 
+/// Without a proxy beside it nothing is routed by what a lagmon measures.
 fn lagmon(raw: &RawConfig, with_proxy: bool, bad: &mut Vec<BadSetting>) {
-    let (probe, ttl) = (raw.lagmon.probe_interval, raw.etcd.lease_ttl);
-    let third = Span(ttl.0 / 3);
-    below(bad, "lagmon.probe_interval", probe, third, &format!("etcd.lease_ttl ({ttl}) / 3"));
     if with_proxy {
         let budget = raw.proxy.max_replay_lag;
         let half = Span(budget.0 / 2);
         let what = format!("proxy.max_replay_lag ({budget}) / 2, or no standby is ever fresh");
-        below(bad, "lagmon.probe_interval", probe, half, &what);
+        below(bad, "lagmon.probe_interval", raw.lagmon.probe_interval, half, &what);
     }
 }
 
+/// The mode may change while the file stays, so that both leases count: the primary's runs out first in async mode, the
+/// lead's where the leading manager is lost as well. In a file without these sections they are the defaults.
 fn proxy(raw: &RawConfig, bad: &mut Vec<BadSetting>) {
-    let (hold, detect, ttl) = (raw.proxy.hold_timeout, raw.manager.detect_timeout, raw.etcd.lease_ttl);
-    if hold.0 <= detect.0 + ttl.0 {
+    let (hold, detect) = (raw.proxy.hold_timeout, raw.manager.detect_timeout);
+    let leases = [("agent.lease_ttl", raw.agent.lease_ttl), ("manager.lease_ttl", raw.manager.lease_ttl)];
+    if let Some((key, ttl)) =
+        leases.into_iter().max_by_key(|(_, ttl)| *ttl).filter(|(_, ttl)| hold.0 <= detect.0 + ttl.0)
+    {
         let problem = format!(
-            "must be above manager.detect_timeout ({detect}) + etcd.lease_ttl ({ttl}), or statements give up before a \
+            "must be above manager.detect_timeout ({detect}) + {key} ({ttl}), or statements give up before a \
              failover can end"
         );
         bad.push(BadSetting::new("proxy.hold_timeout", hold, problem));

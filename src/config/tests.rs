@@ -148,10 +148,19 @@ fn relations_between_sections_name_both_keys() {
         (
             with(&good(), "proxy", "hold_timeout", "\"3s\""),
             vec![
-                "proxy.hold_timeout = 3s: must be above manager.detect_timeout (1s) + etcd.lease_ttl (3s), or \
+                "proxy.hold_timeout = 3s: must be above manager.detect_timeout (1s) + agent.lease_ttl (3s), or \
                  statements give up before a failover can end",
             ],
         ),
+        (
+            with(&with(&good(), "proxy", "hold_timeout", "\"13s\""), "manager", "lease_ttl", "\"12s\""),
+            vec![
+                "proxy.hold_timeout = 13s: must be above manager.detect_timeout (1s) + manager.lease_ttl (12s), or \
+                 statements give up before a failover can end",
+            ],
+        ),
+        // A registration's time to live bounds no failover.
+        (with(&good(), "etcd", "lease_ttl", "\"40s\""), vec![]),
         (
             with(&good(), "agent", "node", "\"n9\""),
             vec!["agent.node = n9: is not among cluster.voters (n1, n2, n3), and agent.joins is not set"],
@@ -186,6 +195,13 @@ fn relations_between_sections_name_both_keys() {
         let found = problems(&text);
         assert_eq!(found, expected);
     }
+}
+
+#[test]
+fn a_key_that_was_removed_says_what_is_meant() {
+    let found = problems(&good().replace("[etcd]\n", "[etcd]\nlease_margin = \"500ms\"\n"));
+    let why = "it never had an effect; the primary's is agent.lease_margin, so remove this one";
+    assert_eq!(found, [format!("etcd.lease_margin: unknown key; {why}")]);
 }
 
 #[test]

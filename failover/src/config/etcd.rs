@@ -34,13 +34,10 @@ pub struct Raw {
     /// Longest wait for the answer to one request, over all endpoints. Default 1s: longer than an answer takes while
     /// etcd is well, shorter than an etcd election, after which asking again finds the new leader.
     pub request_timeout: Span,
-    /// Time to live of the primary's, the managers' and the proxies' leases; etcd grants more when its election
-    /// timeout is longer. Default 3s: in async mode a lost host costs at least this; shorter ones expire in an etcd
-    /// election.
+    /// Time to live of a proxy's registration, by which managers know whom a change of primary concerns; etcd grants more
+    /// when its election timeout is longer. Default 3s: shorter ones expire in an etcd election. That of the primary's
+    /// lease is `agent.lease_ttl`, that of the managers' `manager.lease_ttl`.
     pub lease_ttl: Span,
-    /// A lease's holder stops acting so long before its end. Default 500ms: pays for clock drift and for stopping
-    /// PostgreSQL.
-    pub lease_margin: Span,
     /// How long a proxy may send writes on what it last read here, where safety hangs on time (async mode). A manager
     /// waits as long before it opens a new term past a proxy that is silent, so it must be the same in every process.
     /// Default 2s: three attempts to read again fit.
@@ -60,7 +57,6 @@ impl Default for Raw {
             connect_timeout: Span::millis(300),
             request_timeout: Span::secs(1),
             lease_ttl: Span::secs(3),
-            lease_margin: Span::millis(500),
             view_validity: Span::secs(2),
         }
     }
@@ -81,10 +77,8 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Per request.
     pub request_timeout: Duration,
-    /// Asked for; what is granted counts.
+    /// Of a proxy's registration. Asked for; what is granted counts.
     pub lease_ttl: Duration,
-    /// Below `lease_ttl`.
-    pub lease_margin: Duration,
     /// T_p.
     pub view_validity: Duration,
 }
@@ -151,7 +145,6 @@ pub fn check(raw: Raw, password: Option<Secret>) -> Result<Config, Vec<BadSettin
         connect_timeout: raw.connect_timeout.0,
         request_timeout: raw.request_timeout.0,
         lease_ttl: raw.lease_ttl.0,
-        lease_margin: raw.lease_margin.0,
         view_validity: raw.view_validity.0,
     })
 }
@@ -200,16 +193,13 @@ fn times(raw: &Raw) -> Vec<BadSetting> {
         "must be at least 1s, the least that etcd grants".into(),
     );
     must(
-        raw.lease_margin.0 * 2 <= raw.lease_ttl.0,
-        "etcd.lease_margin",
-        raw.lease_margin,
-        format!("must be at most half of etcd.lease_ttl ({})", raw.lease_ttl),
-    );
-    must(
         raw.request_timeout.0 * 2 <= raw.lease_ttl.0,
         "etcd.request_timeout",
         raw.request_timeout,
-        format!("must be at most half of etcd.lease_ttl ({}): one lost renewal must not lose the lease", raw.lease_ttl),
+        format!(
+            "must be at most half of etcd.lease_ttl ({}): one lost renewal must not lose a proxy's registration",
+            raw.lease_ttl
+        ),
     );
     must(
         raw.view_validity >= Span::millis(500) && raw.view_validity <= raw.lease_ttl,
@@ -238,7 +228,7 @@ mod tests {
     #[test]
     fn broken_relations_name_both_keys() {
         type Change = fn(&mut Raw);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 8] = [
             (|r| r.endpoints.clear(), "etcd.endpoints = []: at least one is needed"),
             (
                 |r| r.endpoints = vec!["127.0.0.1:2379".into()],
@@ -253,10 +243,9 @@ mod tests {
                 "etcd.username = u: needs etcd.password_file or the variable PGTENURE_ETCD_PASSWORD",
             ),
             (|r| r.password_file = Some("/p".into()), "etcd.password_file = /p: has no effect without etcd.username"),
-            (|r| r.lease_margin = Span::secs(2), "etcd.lease_margin = 2s: must be at most half of etcd.lease_ttl (3s)"),
             (
                 |r| r.request_timeout = Span::secs(2),
-                "etcd.request_timeout = 2s: must be at most half of etcd.lease_ttl (3s): one lost renewal must not lose the lease",
+                "etcd.request_timeout = 2s: must be at most half of etcd.lease_ttl (3s): one lost renewal must not lose a proxy's registration",
             ),
             (
                 |r| r.view_validity = Span::secs(4),
