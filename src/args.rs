@@ -1,7 +1,9 @@
 //! The command line.
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use cluster::config::Span;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -101,7 +103,7 @@ pub struct ReloadArgs {
     #[arg(long, value_name = "FILE", env = "PGTENURE_CONFIG")]
     pub config: PathBuf,
     /// Its admin address, as in http://db1:7400, when it is not the file's.
-    #[arg(long, value_name = "URL", env = "PGTENURE_ADMIN")]
+    #[arg(long, value_name = "URL")]
     pub admin: Option<String>,
     /// Print JSON.
     #[arg(long)]
@@ -149,10 +151,15 @@ pub enum UserlistCommand {
 }
 
 /// Which cluster a verb is for, and how the answer is printed.
+#[derive(Clone, Debug)]
+pub struct TargetArgs(TargetFields);
+
+/// What [`TargetArgs`] holds. Both `config` and `admin` only where both were typed.
 #[derive(Clone, Debug, Args)]
 #[command(group = ArgGroup::new("where").args(["config", "admin"]).required(true).multiple(true))]
-pub struct TargetArgs {
-    /// Find the leading manager through the etcd of this configuration file, whose secret is used too.
+pub struct TargetFields {
+    /// Find the leading manager through the etcd of this configuration file, whose secret is used too, also for --admin.
+    /// What is typed counts, not the other's variable.
     #[arg(long, value_name = "FILE", env = "PGTENURE_CONFIG")]
     pub config: Option<PathBuf>,
     /// The cluster, where managers look after several; without it the one of --config, or their first.
@@ -167,6 +174,43 @@ pub struct TargetArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+impl Deref for TargetArgs {
+    type Target = TargetFields;
+
+    fn deref(&self) -> &TargetFields {
+        &self.0
+    }
+}
+
+impl FromArgMatches for TargetArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let mut fields = TargetFields::from_arg_matches(matches)?;
+        match (typed("config"), typed("admin")) {
+            (true, false) => fields.admin = None,
+            // Of the variables alone that of the managers counts, too.
+            (false, _) if fields.admin.is_some() => fields.config = None,
+            _ => {}
+        }
+        Ok(Self(fields))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for TargetArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        TargetFields::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        TargetFields::augment_args_for_update(command)
+    }
 }
 
 /// `pgtenure status`.

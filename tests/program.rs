@@ -201,6 +201,59 @@ fn an_operator_without_a_manager_is_told_so() {
     assert!(json["error"].is_string());
 }
 
+/// An admin HTTP that takes one order; gives what it was sent.
+fn taker() -> (String, std::thread::JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap().to_string();
+    let taken = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        stream.set_read_timeout(Some(BOUND)).unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"}") {
+            let mut more = [0; 1024];
+            match stream.read(&mut more).expect("an order is sent in time") {
+                0 => break,
+                n => request.extend_from_slice(&more[..n]),
+            }
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}").unwrap();
+        String::from_utf8(request).unwrap()
+    });
+    (at, taken)
+}
+
+#[test]
+fn a_typed_file_beats_the_variable_of_the_managers_and_gives_the_secret_for_a_typed_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = proxy_file(dir.path(), free_port(), free_port());
+    std::fs::write(dir.path().join("secret"), "0123456789abcdef\n").unwrap();
+    std::fs::write(dir.path().join("other"), "fedcba9876543210\n").unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let secret_file = format!("name = \"t\"\nsecret_file = \"{}/secret\"", dir.path().display());
+    std::fs::write(&file, text.replace("name = \"t\"", &secret_file)).unwrap();
+
+    // Nobody is at either place; the complaint tells who was asked.
+    let managers = format!("127.0.0.1:{}", free_port());
+    let told = |args: &[&str]| {
+        let out = program(args).env("PGTENURE_ADMIN", &managers).output().expect("it runs");
+        assert_eq!(out.status.code(), Some(1));
+        stderr(&out)
+    };
+    let from_file = told(&["status", "--config", &file]);
+    assert!(from_file.contains("etcd") && !from_file.contains(&managers), "{from_file}");
+    assert!(told(&["status"]).contains(&managers));
+
+    let other = format!("{}/other", dir.path().display());
+    for (more, secret) in [(vec![], "0123456789abcdef"), (vec!["--secret-file", other.as_str()], "fedcba9876543210")] {
+        let (at, taken) = taker();
+        let both = [vec!["resume", "--config", file.as_str(), "--admin", at.as_str()], more].concat();
+        let out = output(&both);
+        assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+        let order = taken.join().unwrap().to_lowercase();
+        assert!(order.contains(&format!("authorization: bearer {secret}")), "{order}");
+    }
+}
+
 #[test]
 fn a_statement_is_explained_by_its_text_alone() {
     let out = output(&["route", "select 1 for share"]);
@@ -242,7 +295,9 @@ fn a_good_file_is_reloaded_and_a_wrong_one_refused_whole() {
     std::fs::write(&file, &text).unwrap();
     let running = Running::start(&file);
     wait_for(admin, "/livez", "200");
-    let reload = || output(&["reload", "--config", &file]);
+    // Where the managers are, as operators are told to set it: not the process to be reloaded.
+    let managers = format!("127.0.0.1:{}", free_port());
+    let reload = || program(&["reload", "--config", &file]).env("PGTENURE_ADMIN", &managers).output().expect("it runs");
     let unauthorised = ask(admin, "POST /reload HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     assert!(unauthorised.unwrap().starts_with("HTTP/1.1 401"));
 

@@ -303,8 +303,14 @@ async fn admin(target: &TargetArgs) -> Result<Option<Admin>> {
         Ok(secret.expose().to_owned())
     };
     let given = target.secret_file.as_deref().map(secret).transpose()?;
+    // Reading needs no secret, so one that cannot be read only matters when an order is refused for lack of it.
+    let of = |config: &config::Config| given.clone().or_else(|| secret(config.secret_file.as_deref()?).ok());
     if let Some(url) = &target.admin {
-        return Ok(Some(Admin::new(url.split(',').map(str::to_owned).collect(), given)));
+        let secret = match target.config.as_deref().filter(|_| given.is_none()) {
+            Some(file) => of(&config::load(file)?),
+            None => given,
+        };
+        return Ok(Some(Admin::new(url.split(',').map(str::to_owned).collect(), secret)));
     }
     let Some(file) = &target.config else { bail!("give --config FILE or --admin URL") };
     let config = config::load(file)?;
@@ -322,9 +328,7 @@ async fn admin(target: &TargetArgs) -> Result<Option<Admin>> {
     let Some(entry) = found.get(&key) else { return Ok(None) };
     let leader: LeaderRecord =
         serde_json::from_slice(&entry.value).with_context(|| format!("cannot understand {key}"))?;
-    // Reading needs no secret, so one that cannot be read only matters when an order is refused for lack of it.
-    let secret = given.or_else(|| config.secret_file.as_deref().and_then(|f| secret(f).ok()));
-    Ok(Some(Admin::new(vec![leader.admin], secret)))
+    Ok(Some(Admin::new(vec![leader.admin], of(&config))))
 }
 
 #[cfg(test)]
