@@ -124,3 +124,37 @@ fn a_recruit_that_knows_of_a_term_that_was_given_up_follows_the_next() {
         c.until_replayed(a, &[b]).await;
     });
 }
+
+/// Replay may come to its end while it is asked how far it is. Before, a freeze then gave the position of a moment before.
+#[test]
+fn a_freeze_while_replay_ends_tells_where_it_has_ended() {
+    unprivileged("a_freeze_while_replay_ends_tells_where_it_has_ended", async {
+        let mut c = Cluster::new(22635, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        // Between the parts of a question there is time for that.
+        let slow = "SET allow_system_table_mods = on; DO $$ BEGIN EXECUTE 'CREATE OR REPLACE VIEW pg_catalog.pg_stat_activity AS ' || \
+            rtrim(pg_get_viewdef('pg_stat_activity'::regclass), ';') || ' WHERE (SELECT pg_sleep(0.2)) IS NOT NULL'; END $$";
+        c.sql(p).await.batch_execute(slow).await.unwrap();
+        for i in [p, s] {
+            c.sql(i).await.batch_execute("CHECKPOINT").await.unwrap();
+            c.until_replayed(p, &[s]).await;
+        }
+        c.sql(p).await.batch_execute("CREATE TABLE t ()").await.unwrap();
+        c.until_replayed(p, &[s]).await;
+        c.until_state(s, "the end of its quarantine", |s| s.quarantine.is_none().then_some(())).await;
+        let term = Term(2);
+        let received = c.freeze(s, term).await.unwrap().position.unwrap();
+        c.crash_agent(s).await;
+        kill_all(&c.nodes[s].config.data_dir.join("data"));
+        // From that checkpoint on it replays once more, and commits not at once.
+        c.nodes[s].config.standing.apply_delay_ms = 10_000;
+        c.start(s).await;
+        let end = until("the freeze", async || c.freeze(s, term).await.ok()?.position).await;
+        let at_end =
+            "SELECT wait_event = 'RecoveryRetrieveRetryInterval' FROM pg_stat_activity WHERE backend_type = 'startup'";
+        until("the end of replay", async || (c.value(s, at_end).await == "t").then_some(())).await;
+        assert_eq!(c.value(s, "SELECT pg_last_wal_replay_lsn()").await.parse(), Ok(end.lsn));
+        assert!(end <= received);
+    });
+}

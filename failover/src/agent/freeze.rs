@@ -38,11 +38,13 @@ pub(super) struct Replay {
 }
 
 /// pg_stat_wal_receiver shows a receiver only once it has connected, pg_stat_activity from its first moment: one that
-/// was still connecting to the old primary would otherwise come to life after the freeze.
-const REPLAY: &str = "SELECT pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), coalesce(w.pid, a.pid), \
- w.received_tli, (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), pg_is_wal_replay_paused() \
- FROM (SELECT 1) one LEFT JOIN pg_stat_wal_receiver w ON true \
- LEFT JOIN pg_stat_activity a ON a.backend_type = 'walreceiver'";
+/// was still connecting to the old primary would otherwise come to life after the freeze. Both are read before the positions:
+/// these are the end only if they were asked for when replay had come to it and nobody received.
+const REPLAY: &str = "SELECT pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), coalesce(w.pid, a.receiver), \
+ w.received_tli, a.replay_waits_for, pg_is_wal_replay_paused() \
+ FROM (SELECT max(pid) FILTER (WHERE backend_type = 'walreceiver') AS receiver, \
+  max(wait_event) FILTER (WHERE backend_type = 'startup') AS replay_waits_for FROM pg_stat_activity) a \
+ LEFT JOIN pg_stat_wal_receiver w ON true";
 
 impl Agent {
     /// Promise `term`: lower ones are refused from now on, also after a restart.
