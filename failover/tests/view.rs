@@ -268,10 +268,20 @@ async fn a_registration_that_a_backup_has_set_back_is_written_again() {
     put(&store, keys().term(), json(&term(4, Phase::Active))).await;
     until("term 4", &mut topology, |t| t.term == Term(4)).await;
     state.send_replace(of(4));
+    let mut known = of(4);
+    known.below_mode.add(Term(2), 5);
+    state.send_replace(known);
     let told = |r: Option<&ProxyRecord>| r.is_some_and(|r| r.term == Term(4) && r.system_id.as_deref() == Some("41"));
+    let of_term = async || store.get(&keys().doubts_by(Term(2), "p1")).await.unwrap();
     for what in ["the next term", "what it alone knows"] {
         proxy_record(&store, what, told).await;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while of_term().await.is_none() {
+            assert!(tokio::time::Instant::now() < deadline, "waited {PATIENCE:?} for what is told for good");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         store.restore(&backup);
+        assert_eq!(of_term().await, None);
     }
     proxy_record(&store, "the same, of a second restoration", told).await;
     assert_eq!(topology.borrow().term, Term(4));

@@ -447,7 +447,8 @@ impl Planner {
             cause: begin.cause,
             observed: begin.evidence.clone(),
             from: prev.map(|p| p.node.clone()),
-            ended: prev.map(|p| p.term),
+            // Behind an etcd restored from a backup that may be another one: then the fork tells.
+            ended: prev.filter(|_| !self.history_lost()).map(|p| p.term),
             to: None,
             started: self.wall,
             phases: Vec::new(),

@@ -16,7 +16,7 @@ pub struct JournalRecord {
     pub observed: Vec<String>,
     /// The previous primary.
     pub from: Option<NodeId>,
-    /// The term that ends with it: the last that was open. Older managers did not tell.
+    /// The term that ends with it: the last that was open. Not told by older managers, and where etcd does not tell of all terms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Term>,
     /// The new primary, once chosen.

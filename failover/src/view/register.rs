@@ -199,7 +199,8 @@ impl Registrar {
                     () = tokio::time::sleep(wait) => (),
                     // A proxy that is gone changes no more; its Registration ends or is dropped.
                     Ok(()) = self.state.changed() => (),
-                    () = self.registered.restored.notified() => restored = true,
+                    // What was told for good may be gone with it.
+                    () = self.registered.restored.notified() => (restored, self.told) = (true, Default::default()),
                     _ = &mut *ended => return Over::Ended,
                 }
                 continue;

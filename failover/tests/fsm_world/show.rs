@@ -94,7 +94,11 @@ fn put(put: &RecordPut) -> String {
                 p.suspended.is_some()
             )
         }
-        RecordPut::Journal(_) => String::new(),
+        // Of whose writes its report is to tell, where the last one of etcd's is not it.
+        RecordPut::Journal(j) => match (j.ended, j.ended()) {
+            (None, Some(ended)) => format!("report of term {ended}"),
+            _ => String::new(),
+        },
         RecordPut::Maintenance(node, m, length) => format!("maintenance {node} by {} for {length:?}", m.by),
         RecordPut::Pause(p, length) => format!("pause by {} for {length:?}", p.by),
         RecordPut::Spent(term, _) => format!("failover {term} counted"),
