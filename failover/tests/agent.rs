@@ -284,6 +284,35 @@ fn lost_transactions_are_reported_before_the_rewind() {
 }
 
 #[test]
+fn a_primary_that_comes_back_two_terms_later_says_that_nothing_was_lost() {
+    unprivileged("a_primary_that_comes_back_two_terms_later_says_that_nothing_was_lost", async {
+        let mut c = Cluster::new(22650, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let (a, b) = ((p + 1) % 3, (p + 2) % 3);
+        c.until_replayed(p, &[a, b]).await;
+        // It is away for the next two changes of primary.
+        let stop = |term| Stop { term, deadline_ms: 60_000, only_if_hung: false };
+        c.post::<Stopped>(p, "stop", &stop(Term(1))).await.unwrap();
+        c.crash_agent(p).await;
+        let (second, _) = c.failover(a, &[a, b]).await;
+        c.until_replayed(a, &[b]).await;
+        c.post::<Stopped>(a, "stop", &stop(second)).await.unwrap();
+        let (third, _) = c.failover(b, &[b]).await;
+        c.until_streaming(a, b, third).await;
+        c.start(p).await;
+        c.until_streaming(p, b, third).await;
+        let report = async |term, i: usize| c.record::<LossReport>(c.keys.report(term, &c.nodes[i].id)).await;
+        for (term, i) in [(second, p), (third, a)] {
+            let (report, _) = report(term, i).await.expect("a report");
+            assert_eq!((report.bytes, report.commits), (0, 0), "{report:?}");
+        }
+        for (term, i) in [(second, a), (second, b), (third, p), (third, b)] {
+            assert_eq!(report(term, i).await, None, "{} of {term}", c.nodes[i].id);
+        }
+    });
+}
+
+#[test]
 fn an_interrupted_rewind_is_never_started_but_replaced() {
     unprivileged("an_interrupted_rewind_is_never_started_but_replaced", async {
         let mut c = Cluster::new(22150, 2, Mode::Async, 0);

@@ -84,6 +84,18 @@ pub(super) struct Source {
     sql: Sql,
 }
 
+impl Source {
+    /// Did `term` end what was `node`'s on that timeline? By its own record: where it cannot tell, by what it branched off from.
+    pub(super) async fn ended(&self, node: &NodeId, timeline: TimelineId, term: Term) -> Result<bool, SqlError> {
+        let query = format!(
+            "SELECT EXISTS (SELECT FROM pgtenure.term old, pgtenure.term next WHERE old.term = {timeline} AND old.node = {} \
+             AND next.term = {term} AND coalesce(next.prev, old.term) = old.term)",
+            literal(node.as_str())
+        );
+        Ok(self.sql.value::<String>("asking whose term it was", &query, ASK_BOUND).await? == "t")
+    }
+}
+
 fn kept(timeline: TimelineId, source: &Source) -> RejoinError {
     RejoinError::OpenedBefore { timeline, node: source.node.clone() }
 }

@@ -215,13 +215,23 @@ impl Agent {
             .map_err(|source| RejoinError::File { what: "the mark could not be written", source })
     }
 
-    /// The last primary whose WAL ends on the new line says so, unless a report of its WAL is there already: "nothing
+    /// An old primary whose WAL ends on the new line says so, unless a report of its WAL is there already: "nothing
     /// was lost" must be told apart from "nobody has looked yet". Rejoining does not wait for it.
     pub(super) async fn report_nothing_lost(&self, source: &Source, end: Position) {
-        let prev = self.records.borrow().term.as_ref().and_then(|t| t.value.prev.clone());
-        let was_primary = prev.is_some_and(|p| p.node == self.env.config.node && p.timeline == end.timeline);
-        let Some(fork) = source.history.fork_of(end.timeline).filter(|_| was_primary) else { return };
+        let Some(fork) = source.history.fork_of(end.timeline) else { return };
         let term = began_at(&source.history, Fork { timeline: end.timeline, lsn: fork });
+        let prev = self.records.borrow().term.as_ref().and_then(|t| t.value.prev.clone());
+        let was_primary = match prev.filter(|p| p.timeline == end.timeline) {
+            Some(prev) => prev.node == self.env.config.node,
+            // It was away for longer, or etcd does not tell of all terms.
+            None => source.ended(&self.env.config.node, end.timeline, term).await.unwrap_or_else(|error| {
+                tracing::warn!(node = %self.env.config.node, term = term.0, %error, "not known whose term it was");
+                false
+            }),
+        };
+        if !was_primary {
+            return;
+        }
         let report = LossReport {
             term,
             node: self.env.config.node.clone(),

@@ -417,7 +417,7 @@ impl Planner {
             sync_names: waits.names.to_string(),
             on_request: waits.on_request,
             policy_epoch: round.policy.epoch,
-            prev_term: round.prev.as_ref().map(|p| p.term),
+            prev_term: round.prev.as_ref().filter(|_| round.is_prev_known()).map(|p| p.term),
             deadline_ms: millis(within),
         });
         send(out, &choice.node, command, within);
