@@ -435,6 +435,26 @@ fn every_alert_names_its_page() {
     }
 }
 
+/// CommonMark: an indented line that follows a paragraph's belongs to it, and one that is not indented is prose.
+#[test]
+fn a_command_on_a_page_is_a_block_of_its_own() {
+    let mut wrong = Vec::new();
+    for file in files().iter().filter(|f| f.starts_with("runbooks/")) {
+        let text = format!("\n{}\n\n", read(file));
+        for (number, lines) in text.lines().collect::<Vec<_>>().windows(3).enumerate() {
+            let [before, line, behind] = lines else { continue };
+            let in_list = before.starts_with("* ") || before.starts_with("  ");
+            let swallowed = line.starts_with("    ") && !before.is_empty() && !in_list;
+            let bare = (before.is_empty() && behind.is_empty())
+                && ["pgtenure ", "pgtenure_", "curl "].iter().any(|c| line.starts_with(c));
+            if swallowed || bare {
+                wrong.push(format!("{file}:{}: {line}", number + 1));
+            }
+        }
+    }
+    assert_none("no indented block behind an empty line", &wrong);
+}
+
 #[test]
 fn no_file_of_configs_is_forgotten() {
     let all = files();
