@@ -70,13 +70,13 @@ stress: set-up-tests
 # released, ten thousand take minutes.
 SEEDS ?= 10000
 SEED ?=
-sim:
+sim: set-up
 	SIM_SEEDS='$(SEEDS)' SIM_SEED='$(SEED)' cargo test --release --locked -p failover --test sim -- --nocapture every_seed
 
 # What the tests explore within small bounds, further: hours and some GiB; it prints the states of each scope. SCOPE='catch up'
 # explores those whose names have it. See failover/model/src/main.rs. What all scopes print is kept in integration/results.
 MODEL = cargo run --release --locked -p model
-model:
+model: set-up
 	$(if $(SCOPE),$(MODEL) -- '$(SCOPE)',$(call KEEP,model,$(MODEL)))
 
 # $(call KEEP,name,command): its output, when all went well, in a file of that name and today's date (and the time, where there is
@@ -119,7 +119,7 @@ nemesis: set-up-nemesis
 
 # One manager process with CLUSTERS clusters whose agents only pretend: its CPU, and a tenth of them failing over.
 CLUSTERS ?= 200
-bench-managers:
+bench-managers: set-up
 	$(call KEEP,managers,MANAGED_CLUSTERS='$(CLUSTERS)' cargo test --release --locked -p failover --test manager -- --nocapture many_clusters)
 
 soak: set-up-nemesis

@@ -29,7 +29,7 @@
 //! | `pgtenure_failover_lost_bytes` | gauge | provisional unreplicated-write window of that term, bytes; absent where there is none |
 //! | `pgtenure_failover_lost_commits{term}` | gauge | commits found past the fork in the WAL of the primary that the term replaced, by the reports of the newest 32 terms; 1 at least where not all of it could be read |
 //! | `pgtenure_failover_lost_commits_found_timestamp_seconds{term}` | gauge | when that was found, by the clock of the node that did |
-//! | `pgtenure_failover_store_errors_total{kind}` | counter | etcd calls that failed; kind `unavailable`, `indeterminate`, `refused` |
+//! | `pgtenure_failover_store_errors_total{kind}` | counter | etcd calls that failed; kind `unavailable`, `indeterminate`, `lease_lost`, `refused` |
 //! | `pgtenure_failover_records_age_seconds` | gauge | age of the last successful read of etcd by this manager; before the first since it runs |
 
 use crate::fsm::blocker::{Blocker, Verdict};
@@ -125,7 +125,7 @@ impl Metrics {
             recruits_needed: gauges(r, "recruits_needed", "standbys a failover would have to freeze", &[])?,
             recruits_available: gauges(r, "recruits_available", "standbys that could be frozen now", &[])?,
             safe: gauges(r, "safe_to_lose_primary", "1: losing the primary now would be safe", &[])?,
-            suspended: gauge(r, "suspended", "1 while commits are not protected although the mode is strict")?,
+            suspended: gauge(r, "suspended", "1 while commits wait for no standby although the mode is not async")?,
             paused: gauge(r, "paused", "1 while no change of primary begins by itself")?,
             blocked: gauges(r, "blocked", "1 per kind of blocker that holds the planner back", &["blocker"])?,
             agent_reachable: gauges(r, "agent_reachable", "1: the agent answered lately", &["node"])?,

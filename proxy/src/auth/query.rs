@@ -1,6 +1,6 @@
 //! `proxy.auth.query`: users that the userlist does not have are looked up in a database, and remembered for a while.
 //!
-//! Each look-up has a connection of its own as `proxy.auth.user`, never one that a client has used, with nothing but
+//! Each look-up has a connection of its own as `proxy.auth.query_user`, never one that a client has used, with nothing but
 //! `pg_catalog` on its search path: what a client says in its startup packet does not reach it (CVE-2025-12819). The
 //! user's name is a parameter. One look-up runs for a user and a network at a time, whoever waits for it. While no node answers, what
 //! was found before still counts, however old: a failover locks nobody out who was let in before.
@@ -47,8 +47,8 @@ pub enum LookupError {
     /// It took too long.
     #[error("no answer in {0:?}")]
     Timeout(Duration),
-    /// The password of `proxy.auth.user` cannot be read.
-    #[error("the password of proxy.auth.user cannot be read")]
+    /// The password of `proxy.auth.query_user` cannot be read.
+    #[error("the password of proxy.auth.query_user (query_password_file or query_password_env) cannot be read")]
     Password,
     /// The server or the connection failed.
     #[error("{0}")]

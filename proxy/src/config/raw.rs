@@ -36,10 +36,10 @@ pub struct Raw {
     /// the kernel lets it) or `off`. Default auto: where it is forbidden, as in many containers, each message is sent by
     /// itself. Off where a filter of system calls ends who tries instead of refusing. Live.
     pub io_uring: IoUring,
-    /// Server connections that each pool of this process may hold; a pool is one node, database, user and set of
-    /// startup parameters. Default 80: PostgreSQL's `max_connections` is 100 by default, and the rest is for agents,
-    /// lagmon, replication and people. A node whose slots are all taken cannot be rejoined to. All pools of a node
-    /// together, over all proxies, must stay below its `max_connections` by some 20.
+    /// Server connections that this process may hold to one node for one database and user. Default 80: PostgreSQL's
+    /// `max_connections` is 100 by default, and the rest is for agents, lagmon, replication and people. A node whose slots
+    /// are all taken cannot be rejoined to. All of a node together, over all proxies, must stay below its
+    /// `max_connections` by some 20.
     pub pool_size: usize,
     /// Client connections this process accepts; the next is refused with 53300. Default 10000.
     pub max_client_connections: usize,
@@ -89,8 +89,9 @@ pub struct Raw {
     /// Bytes that a server may still send for a client that has gone, before its connection is closed instead of used
     /// again. Default 1MiB: more than most results, and less costly than a new connection.
     pub drain_bytes: Size,
-    /// How long a server may take to finish what a client that has gone had asked for, before its connection is closed.
-    /// Default 5s.
+    /// How long a server may take to finish what a client that has gone had asked for, before that is cancelled; what
+    /// only reads is at once. A server that does not stop for as long again is closed, and so is one with what may commit:
+    /// that goes on, as what waits for standbys must not be told to stop waiting. Default 5s.
     pub drain_timeout: Span,
     /// File of users and their secrets in PgBouncer's form: SCRAM verifiers, MD5 hashes, passwords. Default `/etc/pgtenure/userlist.txt`.
     pub userlist: PathBuf,

@@ -48,7 +48,8 @@ pub struct Raw {
     pub allow_other_collations: bool,
     /// How the position of a session's write is learnt, which its reads at standbys wait for: `sample` (from the lag
     /// monitor's next sample; until that the session reads at the primary) or `ask` (by a query behind each write, in the
-    /// same message to the server where that is possible, else once it is answered). Default `sample`: it costs nothing.
+    /// same message to the server where that is possible, else once it is answered). Default `sample`: it costs a query
+    /// only where a session reads on before a sample shows its write.
     pub commit_lsn: CommitLsn,
 }
 

@@ -19,7 +19,7 @@ pub struct Raw {
     /// Default 0s, never: PostgreSQL's default.
     pub idle_in_transaction_timeout: Span,
     /// A statement that a server has worked on for so long is cancelled, ERROR 57014; waiting for a server does not
-    /// count. A COMMIT is never cancelled. Default 0s, never: PostgreSQL's default.
+    /// count. A COMMIT is never cancelled, nor is another write while it waits for standbys. Default 0s, never: PostgreSQL's default.
     pub query_timeout: Span,
     /// A transaction open for so long is ended: its statement cancelled, then the client disconnected, FATAL 25P04. A
     /// COMMIT is let finish. Default 0s, never: PostgreSQL's default.
