@@ -228,6 +228,12 @@ impl Cluster {
         if status == 200 { Ok(serde_json::from_str(&text).unwrap()) } else { Err(format!("{status} {text}")) }
     }
 
+    /// Repeat an order that is refused, as a manager does: the node may not have been looked at in time.
+    async fn insist<R: DeserializeOwned>(&self, i: usize, verb: &str, order: &impl Serialize) -> R {
+        let refused = |why: &String| eprintln!("{} to {verb}: {why}", self.nodes[i].id);
+        until(verb, async || self.post(i, verb, order).await.inspect_err(refused).ok()).await
+    }
+
     pub(crate) async fn state(&self, i: usize) -> AgentState {
         let (status, text) = self.request(i, "GET", "/agent/state", String::new(), SECRET).await;
         assert_eq!(status, 200, "{text}");
@@ -304,7 +310,7 @@ impl Cluster {
         let (record, term_revision) = self.term().await;
         let (_, policy_revision) = self.record::<PolicyRecord>(self.keys.policy()).await.unwrap();
         let order = Open { term: record.term, term_revision, suspend: None, policy_revision };
-        self.post::<Opened>(i, "open", &order).await.unwrap();
+        self.insist::<Opened>(i, "open", &order).await;
     }
 
     /// T1: begin the next term.
@@ -373,15 +379,16 @@ impl Cluster {
         let term = record.term;
         // The candidate last, once it has what the others have: an old primary that lives goes on writing meanwhile.
         let mut most: Option<Position> = None;
+        let freeze = Freeze { term, coordinator: "test".into(), is_stopped: false };
         for &i in recruits.iter().filter(|i| **i != to) {
-            most = most.max(self.freeze(i, term).await.unwrap().position);
+            most = most.max(self.insist::<Frozen>(i, "freeze", &freeze).await.position);
         }
         self.until_has(to, most).await;
-        let base = self.freeze(to, term).await.unwrap().position;
+        let base = self.insist::<Frozen>(to, "freeze", &freeze).await.position;
         (record.phase, record.node) = (Phase::Promoting, Some(self.nodes[to].id.clone()));
         let revision = self.put_term(&record, revision).await;
         let order = self.promotion(to, term, base.expect("the candidate runs"));
-        let promoted: Promoted = self.post(to, "promote", &order).await.unwrap();
+        let promoted: Promoted = self.insist(to, "promote", &order).await;
         record.phase = Phase::Opening;
         (record.fork, record.xid_bound) = (Some(promoted.fork), Some(promoted.xid_bound));
         record.record_lsn = Some(promoted.record_lsn);
