@@ -40,6 +40,10 @@ async fn list_is_in_force(c: &Cluster, p: usize, names: &str) {
 fn in_async_mode_only_a_commit_that_asks_waits_for_a_standby() {
     unprivileged("in_async_mode_only_a_commit_that_asks_waits_for_a_standby", async {
         let mut c = Cluster::new(22450, 2, Mode::Async, 1);
+        // For so long an agent that has started without a lease leaves sessions alone.
+        for node in &mut c.nodes {
+            (node.config.lease_ttl, node.config.lease_margin) = (Duration::from_secs(6), Duration::from_millis(2400));
+        }
         let p = c.bootstrap().await;
         let s = 1 - p;
         c.until_streaming(s, p, Term(1)).await;
