@@ -4,10 +4,12 @@ mod common;
 
 use cluster::topology::{Gate, Quorum, Topology};
 use cluster::{Clock, Instant};
-use common::raw::Raw;
-use common::{Cluster, wait_for};
+use common::raw::{Raw, wait_until_waiting};
+use common::{Cluster, dial, wait_for};
 use proxy::session::presence::Activity;
 use proxy::wire::frontend::write_query;
+use proxy::wire::startup::cancel_request;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 const READ: &str = "select n, current_setting('cluster_name') from seen";
@@ -101,6 +103,26 @@ fn what_cannot_be_proved_is_an_error_in_time() {
     let waits = "select count(*) from pg_stat_replication where sync_state = 'quorum'";
     wait_for("the standby to be back", || (cluster.nodes[0].psql(waits) == "1").then_some(()));
     assert_eq!(a.query(READ), ["T", "D 1 n1", "C SELECT 1", "Z I"]);
+}
+
+/// Whoever is gone from a commit that waits leaves its backend behind, which waits on.
+#[test]
+fn proofs_that_are_given_up_leave_no_commit_behind_that_waits() {
+    let cluster = semi_sync(Duration::from_secs(60));
+    let mut clients: Vec<Raw> = (0..3).map(|_| strong(&cluster)).collect();
+    // One that keeps its server.
+    ok(&mut clients[2], "select pg_advisory_lock(1)");
+    clients.iter_mut().for_each(|client| _ = ok(client, READ));
+    cut(&cluster);
+    for client in &mut clients {
+        client.write(|out| write_query(out, READ));
+        wait_for_proof(&cluster);
+        let mut request = dial(cluster.port);
+        request.write_all(&cancel_request(client.key.0, client.key.1)).unwrap();
+        assert_eq!(request.read(&mut [0]).unwrap(), 0);
+        assert_eq!(client.until_ready(), ["E 57014", "Z I"]);
+        wait_until_waiting(&cluster, 0);
+    }
 }
 
 #[test]

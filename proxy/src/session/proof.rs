@@ -13,9 +13,9 @@
 
 use crate::route::durability::Durability;
 use crate::route::{Consistency, Reason};
+use crate::session::cancel::Waiters;
 use crate::session::client::{Failure, Session};
 use crate::session::incoming::Step;
-use crate::session::lost;
 use crate::session::presence::Activity;
 use crate::session::relay::Hidden;
 use crate::session::tracking::Asked;
@@ -143,10 +143,9 @@ impl Session {
 
     fn drop_proof(&mut self, error: ClientError) {
         (self.hold, self.doubted) = (None, false);
-        // A block that was to begin anew fails with the statement.
-        let replants = self.replants;
-        lost::leave(self);
-        self.replants = replants;
+        // It writes nothing, so it may be stopped; else its backend would wait on, where it counts nowhere.
+        self.forward_cancel(Waiters::default());
+        self.leave_asked();
         self.fail = Some(Failure::Error(error));
     }
 }

@@ -259,7 +259,7 @@ impl Session {
     }
 
     /// The server finishes alone what it was asked, and serves others then; the session is as if it had not been found.
-    fn leave_asked(&mut self) {
+    pub(in crate::session) fn leave_asked(&mut self) {
         let replants = self.replants;
         if self.may_part() {
             // Nothing of it is the client's.
