@@ -575,6 +575,18 @@ fn a_commit_that_waits_to_be_received_is_no_success_when_others_stop_it() {
     assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
 }
 
+/// Samples do not tell where only who asks for it waits; and a commit of ours that would may never come back.
+#[test]
+fn a_commit_that_was_to_tell_of_another_is_left_behind_by_nobody() {
+    let c = hung_for_a_second();
+    c.publish(|topology| topology.protected = false);
+    let mut s = Raw::login(c.port, &[("client_min_messages", "error")]);
+    send(&mut s, "insert into t values (1)");
+    stop_waiting(&c, 1);
+    assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+    wait_until_waiting(&c, 0);
+}
+
 /// It is not the statement that takes so long.
 #[test]
 fn no_limit_of_statements_ends_the_wait_for_what_standbys_have() {

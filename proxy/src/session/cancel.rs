@@ -6,6 +6,7 @@
 
 use crate::net::Stream;
 use crate::session::encrypt;
+use crate::session::server::Server;
 use crate::tls::SecureError;
 use crate::wire::startup::cancel_request;
 use crate::worker::Worker;
@@ -201,6 +202,14 @@ pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Can
         cancels.lose();
     }
     cancels.end();
+}
+
+/// The same where nobody waits for it.
+pub fn send(worker: &Rc<Worker>, server: &Server) {
+    let meta = &server.meta;
+    let way = Way { worker: worker.clone(), host: meta.host.clone(), peer: meta.peer };
+    let request = forward(way, meta.key, worker.config().connect_timeout, server.cancels.begin());
+    tokio::task::spawn_local(request);
 }
 
 #[cfg(test)]

@@ -163,10 +163,7 @@ impl Drained {
         if self.relay.pending() == 0 || self.relay.may_commit() || self.server.cancels.running() {
             return false;
         }
-        let meta = &self.server.meta;
-        let way = cancel::Way { worker: w.clone(), host: meta.host.clone(), peer: meta.peer };
-        let request = cancel::forward(way, meta.key, w.config().connect_timeout, self.server.cancels.begin());
-        tokio::task::spawn_local(request);
+        cancel::send(w, &self.server);
         true
     }
 

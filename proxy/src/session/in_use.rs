@@ -3,6 +3,7 @@
 use crate::pool::Pool;
 use crate::route::durability::Durability;
 use crate::session::acquire::Found;
+use crate::session::cancel;
 use crate::session::proof;
 use crate::session::relay::Hidden;
 use crate::session::server::{Meta, Server};
@@ -17,13 +18,15 @@ pub(super) struct InUse<'a> {
     server: Option<Server>,
     /// It is as it was, and may serve others.
     whole: bool,
+    /// It is at a question.
+    asked: bool,
 }
 
 impl<'a> InUse<'a> {
     /// `whole`: it may serve others afterwards.
     pub(super) fn new(w: &'a Rc<Worker>, pool: Rc<Pool>, server: Server, whole: bool) -> Self {
         w.count_in_use(&server.meta, true);
-        Self { w, pool, server: Some(server), whole }
+        Self { w, pool, server: Some(server), whole, asked: false }
     }
 
     /// The same of one that was found.
@@ -57,9 +60,11 @@ impl<'a> InUse<'a> {
         let server = self.server.as_mut()?;
         // Until it has answered, it is in the middle of something.
         let whole = std::mem::replace(&mut self.whole, false);
-        let answer = tokio::time::timeout(left, server.ask(sql)).await.ok()??;
-        self.whole = whole;
-        Some(answer)
+        self.asked = true;
+        let answer = tokio::time::timeout(left, server.ask(sql)).await.ok()?;
+        self.asked = false;
+        self.whole = whole && answer.is_some();
+        answer
     }
 }
 
@@ -69,6 +74,10 @@ impl Drop for InUse<'_> {
         if self.whole {
             self.w.release(&self.pool, server, self.w.now());
         } else {
+            if self.asked {
+                // Its backend may wait for standbys, and would wait on where it counts nowhere.
+                cancel::send(self.w, &server);
+            }
             self.w.count_in_use(&server.meta, false);
         }
     }
