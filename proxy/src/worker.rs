@@ -335,12 +335,6 @@ impl Worker {
         self.view.borrow().lag.snapshot().primary.as_ref().map(|sample| now.since(sample.sent_at))
     }
 
-    /// May a commit wait for standbys?
-    pub fn commits_wait(&self) -> bool {
-        let topology = &self.view.borrow().topology;
-        topology.protected || topology.semi_sync
-    }
-
     /// Where a unit goes.
     pub fn decide(&self, request: &Request<'_>, causality: &mut Causality, now: Instant) -> Decision {
         let seed = self.next_seed();

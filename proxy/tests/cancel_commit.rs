@@ -172,6 +172,29 @@ fn a_session_that_hides_the_notice_is_told_all_the_same() {
     assert_eq!(words(&by_set.until_ready()), "E 57014 | Z I");
 }
 
+/// Who asks for more than the cluster's mode is kept that as well.
+#[test]
+fn what_waits_by_its_own_setting_is_stopped_by_no_limit() {
+    let c = Cluster::start(0, |raw| {
+        (raw.pool_size, raw.workers) = (1, 1);
+        raw.timeouts.query_timeout = Span::millis(300);
+    });
+    c.psql("create table t(a int)").expect("nothing hangs yet");
+    c.publish(|topology| (topology.protected, topology.semi_sync) = (false, false));
+    let_commits_wait(&c);
+    let mut s = Raw::login(c.port, &[]);
+    let refused = || c.counter_of("pgtenure_proxy_server_connects_total", "refused");
+    c.nodes[0].psql("set synchronous_commit = off; alter role app connection limit 1");
+    send(&mut s, "insert into t values (1)");
+    let seen = || c.nodes[0].psql("select count(*) from t") != "0";
+    wait_for("a connection to ask it on", || (refused() > 0.0 || seen()).then_some(()));
+    assert!(!seen(), "it was told to stop waiting");
+    wait_until_waiting(&c, 1);
+    c.nodes[0].psql("alter system reset synchronous_standby_names");
+    c.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(words(&s.until_ready()), "C INSERT 0 1 | Z I");
+}
+
 /// Nobody would be told that it is on no standby, and all would see it. No client has asked for that.
 #[test]
 fn what_waits_for_standbys_is_stopped_by_no_limit_and_by_no_order() {

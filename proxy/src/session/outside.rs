@@ -228,7 +228,7 @@ impl Session {
             }
             return;
         }
-        if !by_client && self.relay.may_commit() && self.w.commits_wait() {
+        if !by_client && self.relay.may_commit() && self.commit_waits() {
             // Nor must anything else: who stops it is not who would be told what that means.
             return self.cancel_unless(Unless::Waiting, Asks::Limit, waiters);
         }
@@ -239,7 +239,8 @@ impl Session {
     /// May what the oldest unit commits wait for standbys, by the cluster's mode or by what the session asks for?
     fn commit_waits(&self) -> bool {
         let waits = self.relay.commits.waits();
-        self.w.commits_wait() || waits.is_none_or(|waits| waits.most >= Durability::Received)
+        let topology = &self.w.view.borrow().topology;
+        topology.protected || topology.semi_sync || waits.is_none_or(|waits| waits.most >= Durability::Received)
     }
 
     /// A cancel request goes on to the server. Until that has acted on it, nothing new is sent there: it would be hit.
