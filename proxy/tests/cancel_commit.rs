@@ -172,7 +172,8 @@ fn a_session_that_hides_the_notice_is_told_all_the_same() {
     assert_eq!(words(&by_set.until_ready()), "E 57014 | Z I");
 }
 
-/// Who asks for more than the cluster's mode is kept that as well.
+/// Who asks for more than the cluster's mode is kept that as well; and one that could not be asked is not given up, as what
+/// does not end once it was stopped is after ten seconds.
 #[test]
 fn what_waits_by_its_own_setting_is_stopped_by_no_limit() {
     let c = Cluster::start(0, |raw| {
@@ -188,6 +189,10 @@ fn what_waits_by_its_own_setting_is_stopped_by_no_limit() {
     send(&mut s, "insert into t values (1)");
     let seen = || c.nodes[0].psql("select count(*) from t") != "0";
     wait_for("a connection to ask it on", || (refused() > 0.0 || seen()).then_some(()));
+    assert!(!seen(), "it was told to stop waiting");
+    s.stream.set_read_timeout(Some(Duration::from_secs(12))).expect("a TCP socket");
+    assert!(s.stream.peek(&mut [0]).is_err(), "nothing is told");
+    s.stream.set_read_timeout(Some(common::DEADLINE)).expect("a TCP socket");
     assert!(!seen(), "it was told to stop waiting");
     wait_until_waiting(&c, 1);
     c.nodes[0].psql("alter system reset synchronous_standby_names");

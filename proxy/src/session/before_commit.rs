@@ -143,6 +143,10 @@ impl Session {
                 // Its client was told that this was dealt with.
                 (None, Asks::Client) => tracing::info!(%node, ?limit, "a cancel request came to nothing"),
                 (None, Asks::Limit | Asks::AtCommit) => {
+                    if asks == Asks::Limit && !cancels.is_over() {
+                        // It may wait for standbys, and is as little given up as what does.
+                        presence.spared.set(true);
+                    }
                     tracing::debug!(%node, ?limit, "a server could not be asked whether it may stop what it is at");
                 }
             }

@@ -163,7 +163,7 @@ impl Session {
                 }
                 return Ok(());
             }
-            // It waits for standbys: given up, it would wait on where it counts nowhere.
+            // It waits for standbys, or may: given up, it would wait on where it counts nowhere.
             (Expiry::Stuck, Activity::Active) if self.relay.busy() && self.presence.spared.get() => {
                 self.stop();
                 return Ok(());

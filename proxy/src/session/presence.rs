@@ -85,7 +85,7 @@ pub struct Presence {
     pub blocked: Cell<Option<Instant>>,
     /// It has taken too long over something.
     pub expired: Cell<Option<Expiry>>,
-    /// What its server is at was to be stopped, and was not: it waits for standbys.
+    /// What its server is at was to be stopped, and was not: it waits for standbys, or could not be asked.
     pub spared: Cell<bool>,
     /// Its statement waits for a proof that the primary is still that.
     pub unproven: Cell<bool>,
