@@ -10,6 +10,7 @@ use common::{Cluster, dial, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proxy::config::pools::Database;
+use proxy::config::reads::CommitLsn;
 use proxy::pool::{Order, Scope};
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
@@ -143,7 +144,10 @@ fn a_commit_of_its_own_that_stopped_waiting_is_told_by_its_notice() {
 
 #[test]
 fn a_session_that_hides_the_notice_is_told_all_the_same() {
-    let c = hung();
+    // Behind each write it is asked where that ends, which is answered apart.
+    let c = Cluster::start(1, |raw| raw.reads.commit_lsn = CommitLsn::Ask);
+    c.psql("create table t(a int)").expect("nothing hangs yet");
+    let_commits_wait(&c);
     let mut by_set = Raw::login(c.port, &[]);
     by_set.query("set client_min_messages = error");
     let mut at_once = Raw::login(c.port, &[]);
@@ -161,6 +165,10 @@ fn a_session_that_hides_the_notice_is_told_all_the_same() {
     }
     cancel(&c, &at_once);
     assert_eq!(words(&at_once.until_ready()), "E 08007 | Z I");
+    // It is told of that one, and not of the next.
+    for s in [&mut by_set, &mut by_startup, &mut by_options, &mut at_once] {
+        assert_eq!(words(&s.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    }
     // A write that failed before it committed is known to have failed.
     let mut holder = Raw::login(c.port, &[]);
     holder.query("begin");
@@ -170,6 +178,30 @@ fn a_session_that_hides_the_notice_is_told_all_the_same() {
     wait_for("the insert to wait for the lock", || (c.nodes[0].psql(blocked) == "1").then_some(()));
     cancel(&c, &by_set);
     assert_eq!(words(&by_set.until_ready()), "E 57014 | Z I");
+}
+
+/// The request comes too late, and nothing that the statement does waits for standbys.
+#[test]
+fn what_waits_for_nobody_is_told_as_it_is_although_its_client_had_it_cancelled() {
+    let c = Cluster::start(0, |raw| {
+        (raw.connect_timeout, raw.durability.allow_lower) = (Span::millis(500), Some(true));
+    });
+    c.psql("create table t(a int)").expect("nothing hangs");
+    let mut s = Raw::login(c.port, &[("client_min_messages", "error"), ("synchronous_commit", "off")]);
+    let mut holder = Raw::login(c.port, &[]);
+    holder.query("begin");
+    holder.query("lock table t");
+    send(&mut s, "insert into t values (1)");
+    let blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'";
+    wait_for("the insert to wait for the lock", || (c.nodes[0].psql(blocked) == "1").then_some(()));
+    // Whoever hands requests on does not, so it is given up in the end.
+    let postmaster = c.nodes[0].postmaster();
+    kill(postmaster, Signal::SIGSTOP).expect("it runs");
+    cancel(&c, &s);
+    holder.query("rollback");
+    let told = words(&s.until_ready());
+    kill(postmaster, Signal::SIGCONT).expect("it stands still");
+    assert_eq!(told, "C INSERT 0 1 | Z I");
 }
 
 /// Who asks for more than the cluster's mode is kept that as well; and one that could not be asked is not given up, as what

@@ -153,10 +153,6 @@ impl Session {
         let keeps = self.mode == PoolMode::Session || !self.pins.is_empty();
         let pid = pid_of(self.w.index, self.place);
         let host = Conversation { w: &self.w, meta, tracking: &self.tracking, keeps, pid };
-        // A cancelled wait for a standby is told by a notice, unless the session has switched notices off.
-        if self.cancelled && self.hides_notices() {
-            self.relay.doubt(host.not_replicated());
-        }
         self.relay.head_kept = self.retained_lens.front().is_some_and(|&len| len > 0);
         let (hiding, blind) = (self.relay.hiding(), self.relay.is_blind());
         let at_once = server.meta.role == Role::Primary && self.leaves_at_once();

@@ -208,7 +208,7 @@ pub struct Session {
     /// More than a proven read was sent to the primary in this transaction: it may have an id.
     pub(super) may_have_xid: bool,
     pub(super) busy: Option<Role>,
-    /// A cancel request went to the server while something may commit there.
+    /// The client's cancel request went to the server, which has not answered with an error of that kind.
     pub(super) cancelled: bool,
     /// A cancel request is on its way to the server.
     pub(super) cancelling: bool,

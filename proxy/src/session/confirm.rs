@@ -2,7 +2,8 @@
 //!
 //! Its client is told once standbys are known to have all that was flushed by then: as samples of the cluster show, or,
 //! where they do not tell that, when a [`later`] commit of ours on another connection was confirmed. That takes
-//! `proxy.hold_timeout` at most; a cancel request ends it sooner. Then it is 08007.
+//! `proxy.hold_timeout` at most; a cancel request ends it sooner, and behind one that has stopped the wait itself it is a
+//! second. Then it is 08007.
 
 mod later;
 
@@ -26,6 +27,8 @@ use std::time::Duration;
 
 /// How long until a newer sample is asked for, or what has failed is tried again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How long it may take where the client has asked for the end of what it waits for.
+const CANCELLED: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Find out whether standbys have what the server tells of next. Nothing is decided when it is not the primary any more.
@@ -45,7 +48,9 @@ impl Session {
         let promise = Promise { after: None, consistency: Consistency::Eventual, ..want.promise };
         let want = Want { quiet: true, avoid: Vec::new(), since: now, promise, ..want };
         let keeps = self.mode == PoolMode::Transaction;
-        let search = Search { w: &w, want, keeps, node: &node, term, level };
+        let hold = self.w.config().hold_timeout;
+        let limit = if self.cancelled { hold.min(CANCELLED) } else { hold };
+        let search = Search { w: &w, want, keeps, node: &node, term, level, limit };
         let confirmed = tokio::select! {
             biased;
             _ = poll_fn(|cx| self.watch_client(cx)) => Some(false),
@@ -74,12 +79,14 @@ struct Search<'a> {
     term: Term,
     /// What the commit waited for.
     level: Durability,
+    /// How long that may take.
+    limit: Duration,
 }
 
 impl Search<'_> {
     /// Have standbys what was committed by `at`? `None`: its primary is none any more.
     async fn run(&self, at: Instant) -> Option<bool> {
-        let deadline = at + self.w.config().hold_timeout;
+        let deadline = at + self.limit;
         let mut later = None;
         loop {
             let left = deadline.since(self.w.now());

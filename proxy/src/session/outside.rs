@@ -232,7 +232,7 @@ impl Session {
             // Nor must anything else: who stops it is not who would be told what that means.
             return self.cancel_unless(Unless::Waiting, Asks::Limit, waiters);
         }
-        self.cancelled |= self.relay.may_commit();
+        self.cancelled |= by_client;
         self.forward_cancel(waiters);
     }
 

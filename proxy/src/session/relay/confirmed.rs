@@ -65,7 +65,7 @@ impl Relay {
             return false;
         }
         // Another error is told in its place.
-        if self.doubt.is_some() || self.foiled.is_some() || self.is_blind() {
+        if self.doubt.is_some() || self.foiled.is_some() {
             return false;
         }
         let Some(head) = self.queue.front().filter(|entry| !entry.hidden) else { return false };
