@@ -266,6 +266,36 @@ fn a_statement_is_cancelled_while_its_server_is_asked_for_its_session() {
     assert_eq!(words(&a.query("fetch held")), "T | D 1 | C FETCH 1 | Z I");
 }
 
+/// What is asked for is behind a transaction, and may wait for as long as somebody else likes.
+#[test]
+fn a_question_of_ours_that_is_not_answered_keeps_nobody_for_longer_than_a_statement_is_held() {
+    let c = Cluster::start(0, |raw| {
+        (raw.workers, raw.pool_size) = (1, 3);
+        raw.hold_timeout = cluster::config::Span::secs(5);
+    });
+    c.warm();
+    let mut clients: Vec<Raw> = (0..3).map(|_| Raw::login(c.port, &[])).collect();
+    let config = format!("host=127.0.0.1 port={} user=postgres dbname=app", c.nodes[0].port);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (locker, connection) = runtime.block_on(tokio_postgres::connect(&config, tokio_postgres::NoTls)).unwrap();
+    runtime.spawn(connection);
+    runtime.block_on(locker.batch_execute("begin; lock table pg_catalog.pg_cursors")).unwrap();
+    let hold = "begin; declare held cursor with hold for select 1; commit";
+    for client in &mut clients {
+        assert_eq!(words(&client.query(hold)), "C BEGIN | C DECLARE CURSOR | C COMMIT | Z I");
+    }
+    let mut waits = clients.pop().unwrap();
+    waits.write(|out| write_query(out, "select 1"));
+    // One says that it goes, and the other does not.
+    clients[0].write(|out| message(out, b'X', |_| {}));
+    drop(clients);
+    let connected = || c.counter("pgtenure_proxy_sessions");
+    wait_for("those to be gone that have left", || (connected() == 1.0).then_some(()));
+    assert_eq!(words(&waits.until_ready()), "E 57014 | Z I");
+    assert_eq!(words(&waits.query("fetch held")), "E 08006 | Z I");
+    assert_eq!(words(&waits.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
+
 #[test]
 fn a_statement_held_in_a_block_can_be_cancelled_and_a_held_one_is_over_in_its_time() {
     let c = Cluster::start(0, |_| {});

@@ -82,6 +82,9 @@ impl Session {
             born: s.meta.born,
             tls: s.stream.encryption(),
         });
+        if serving.is_none() {
+            self.presence.asked.set(None);
+        }
         self.presence.serving.set(serving);
     }
 }

@@ -172,6 +172,10 @@ impl Session {
             (Expiry::Stuck, Activity::Active) if self.relay.busy() && !self.relay.is_committing() => {
                 return Err(Turn::Lost(Loss::Stuck));
             }
+            (Expiry::Stuck, Activity::Idle | Activity::Waiting) if self.relay.hiding() => {
+                self.forward_cancel(Waiters::default());
+                return Err(Turn::Lost(Loss::Stuck));
+            }
             (Expiry::Write, _) if self.presence.blocked.get().is_some() => {
                 tracing::info!(place = self.place, "client takes nothing of what is sent to it, disconnected");
                 // What may commit is left to the end of its wait.

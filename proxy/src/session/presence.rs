@@ -83,6 +83,8 @@ pub struct Presence {
     pub pins: Cell<Pins>,
     /// Since when its client has taken nothing of what waits for it.
     pub blocked: Cell<Option<Instant>>,
+    /// A query of ours is in flight that no limit of a statement ends: when it is given up.
+    pub asked: Cell<Option<Instant>>,
     /// It has taken too long over something.
     pub expired: Cell<Option<Expiry>>,
     /// What its server is at was to be stopped, and was not: it waits for standbys, or could not be asked.
@@ -113,6 +115,7 @@ impl Presence {
             serving: Cell::new(None),
             pins: Cell::new(Pins::default()),
             blocked: Cell::new(None),
+            asked: Cell::new(None),
             expired: Cell::new(None),
             spared: Cell::new(false),
             unproven: Cell::new(false),
@@ -139,7 +142,8 @@ impl Presence {
 
     /// What its limits depend on.
     pub fn progress(&self) -> Progress {
-        Progress { doing: self.doing.get(), told: self.told.get(), blocked: self.blocked.get() }
+        let (told, asked, blocked) = (self.told.get(), self.asked.get(), self.blocked.get());
+        Progress { doing: self.doing.get(), told, asked, blocked }
     }
 
     /// It has taken too long.

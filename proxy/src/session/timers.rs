@@ -48,7 +48,7 @@ pub enum Expiry {
     Query,
     /// Its transaction.
     Transaction,
-    /// Its statement was cancelled, and the server does not answer.
+    /// Its statement was cancelled, or a query of ours sent, and the server does not answer.
     Stuck,
     /// It takes nothing of what is sent to it.
     Write,
@@ -61,6 +61,8 @@ pub struct Progress {
     pub doing: Doing,
     /// When it was told that its statement is over its limit.
     pub told: Option<Instant>,
+    /// When a query of ours is given up that no statement is behind.
+    pub asked: Option<Instant>,
     /// Since when its client has taken nothing of what waits for it.
     pub blocked: Option<Instant>,
 }
@@ -70,6 +72,7 @@ pub fn first(p: &Progress, t: &Timeouts) -> Option<(Instant, Expiry)> {
     let Doing { activity, since, began } = p.doing;
     let after = |from: Instant, limit: Option<Duration>, expiry| limit.map(|limit| (from + limit, expiry));
     let (own, transaction) = match activity {
+        Activity::Idle | Activity::Waiting if p.asked.is_some() => (p.asked.map(|at| (at, Expiry::Stuck)), None),
         Activity::Idle => (after(since, t.client_idle, Expiry::Idle), None),
         // Who waits for a server has limits of its own; a transaction is not let go for our slowness.
         Activity::Waiting => (None, None),
@@ -127,7 +130,12 @@ mod tests {
     };
 
     fn progress(activity: Activity, since: u64, began: u64) -> Progress {
-        Progress { doing: Doing { activity, since: at(since), began: at(began) }, told: None, blocked: None }
+        Progress {
+            doing: Doing { activity, since: at(since), began: at(began) },
+            told: None,
+            asked: None,
+            blocked: None,
+        }
     }
 
     #[test]
@@ -149,6 +157,19 @@ mod tests {
     fn a_cancelled_statement_gets_time_to_end_and_not_a_second_cancel() {
         let p = Progress { told: Some(at(1005)), ..progress(Active, 1000, 900) };
         assert_eq!(first(&p, &ALL), Some((at(1015), Expiry::Stuck)));
+    }
+
+    #[test]
+    fn a_query_of_ours_has_a_limit_where_no_statement_is_behind_it() {
+        for (activity, want) in [
+            (Idle, (at(1007), Expiry::Stuck)),
+            (Waiting, (at(1007), Expiry::Stuck)),
+            (InTransaction, (at(1020), Expiry::IdleInTransaction)),
+            (Active, (at(1005), Expiry::Query)),
+        ] {
+            let p = Progress { asked: Some(at(1007)), ..progress(activity, 1000, 1000) };
+            assert_eq!(first(&p, &ALL), Some(want), "{activity:?}");
+        }
     }
 
     #[test]

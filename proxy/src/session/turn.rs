@@ -96,7 +96,9 @@ impl Session {
         moved |= self.read_client(cx)?;
         // What was sent is answered as PostgreSQL does after a half-close; what waits for more of the client is over.
         let answered = self.relay.owed() > 0 || (self.flushed && self.relay.pending() > 0);
-        let owed = answered && !self.relay.copy_in();
+        // Not what we have asked for behind all of it.
+        let gone = matches!(self.inbox.first(), None | Some(b'X'));
+        let owed = answered && !self.relay.copy_in() && !(self.relay.hiding() && gone);
         if self.eof && !moved && !owed && self.to_client.is_empty() {
             if self.to_client.settle(&mut self.client) {
                 return Err(Turn::Close);

@@ -2,6 +2,7 @@
 
 use crate::session::cancel::Waiters;
 use crate::session::client::{Failure, Loss, Session, Tail, Turn};
+use crate::session::presence::Activity;
 use crate::session::tracking::{Asked, Reports};
 use crate::session::{batch, in_force, lost, settings};
 use crate::sql::{Access, PinReason};
@@ -58,6 +59,12 @@ impl Session {
         // A simple query destroys the unnamed statement.
         server.meta.statements.unnamed = None;
         self.relay.hide();
+        if matches!(self.presence.doing.get().activity, Activity::Idle | Activity::Waiting) && self.hold.is_none() {
+            // What has a statement behind it has the limits of that, and a proof its own.
+            let over = self.w.now() + self.w.config().hold_timeout;
+            self.presence.asked.set(Some(over));
+            self.w.look_no_later(over);
+        }
         let mut out = Vec::with_capacity(sql.len() + 6);
         frontend::write_query(&mut out, sql);
         self.send(&out);
@@ -67,6 +74,7 @@ impl Session {
     pub(in crate::session) fn hidden_done(&mut self, now: Instant) -> Result<bool, Turn> {
         let mut hidden = std::mem::take(&mut self.relay.hidden);
         self.rescan = true;
+        self.presence.asked.set(None);
         match self.tracking.asked.take() {
             Some(Asked::Apply) => match hidden.error {
                 None => {
