@@ -180,8 +180,11 @@ impl Search<'_> {
         let left = || deadline.since(self.w.now());
         // Where the pool is full that may take longer than the client is to wait for this.
         let found = tokio::time::timeout(left(), acquire::find(self.w, self.want.clone(), 0, None)).await.ok()?.ok()?;
+        // One that was there may be dead: the rest of the time is for another one.
+        let born = found.server.meta.born;
+        let patience = if born < self.want.since { left() / 2 } else { left() };
         let mut primary = InUse::found(self.w, found, self.keeps);
-        let answer = primary.ask(&question(xid), left()).await?;
+        let answer = primary.ask(&question(xid), patience).await?;
         let [row] = answer.rows.as_slice() else { return None };
         let [status, Some(timeline)] = row.as_slice() else { return None };
         // A view may be behind what its primary has become: a transaction's id means something on one timeline only.

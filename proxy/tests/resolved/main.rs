@@ -13,6 +13,8 @@ use cluster::topology::{Closed, Gate};
 use cluster::{Lsn, Term, TimelineId};
 use common::raw::{Raw, bind, execute, let_commits_wait, ok, parse, run, sync, value, wait_until_waiting};
 use common::{Cluster, Node, dial, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use proxy::pool::{Order, Scope};
 use proxy::session::presence::Activity;
 use proxy::wire::frontend::write_query;
@@ -469,6 +471,28 @@ fn a_commit_waits_for_its_outcome_no_longer_than_a_statement_is_held() {
     c.nodes[0].kill();
     assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
     assert_eq!(c.counter_of(RESOLVED, "unknown"), 1.0, "it was tried");
+}
+
+/// One that was there may have died without a sign of it.
+#[test]
+fn a_commit_is_asked_about_anew_where_an_idle_connection_says_nothing() {
+    let c = Cluster::start(0, |raw| (raw.workers, raw.hold_timeout) = (1, cluster::config::Span::secs(16)));
+    c.psql(TABLES).unwrap();
+    let mut s = Raw::login(c.port, &[]);
+    ok(&mut s, "begin");
+    let (mut other, _) = begun(&c, "insert into t values (1)");
+    let silent = Pid::from_raw(value(&mut other, "select pg_backend_pid()").parse().unwrap());
+    ok(&mut s, "insert into slow values (1)");
+    let _holder = shut(&c);
+    send(&mut s, "commit");
+    wait_until_blocked(&c, 1);
+    ok(&mut other, "rollback");
+    kill(silent, Signal::SIGSTOP).unwrap();
+    let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where wait_event = 'relation' and query = 'commit'";
+    assert_eq!(c.nodes[0].psql(end), "1");
+    let told = words(&s.until_ready());
+    kill(silent, Signal::SIGCONT).unwrap();
+    assert_eq!(told, "E 40001 | Z I");
 }
 
 #[test]
