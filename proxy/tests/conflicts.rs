@@ -3,8 +3,12 @@
 mod common;
 
 use common::raw::{Raw, ok, value, words};
-use common::{Cluster, Node, wait_for};
+use common::{Cluster, Node, dial, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use proxy::wire::frontend::write_query;
+use proxy::wire::startup::cancel_request;
+use std::io::{Read, Write};
 
 /// A cluster with one standby, which waits so long before it cancels what is in the way of its recovery.
 fn start(delay: &str) -> Cluster {
@@ -74,6 +78,25 @@ fn a_read_whose_rows_are_removed_runs_again_elsewhere() {
     wait_for("the standby to count them", || (conflicts().parse::<u32>().ok()? >= 3).then_some(()));
     assert_eq!(retried(&cluster), 2.0);
     assert_eq!(cluster.counter("pgtenure_proxy_misroutes_total"), 0.0, "the text is not to blame");
+}
+
+/// Its server ends before it has obeyed.
+#[test]
+fn a_read_that_its_client_has_cancelled_does_not_run_again_elsewhere() {
+    let cluster = start("-1");
+    let mut a = reader(&cluster, &[]);
+    a.write(|out| write_query(out, "select pg_sleep(600) from t"));
+    runs(&cluster.nodes[1], 1);
+    let pid = cluster.nodes[1].psql("select pid from pg_stat_activity where wait_event = 'PgSleep'");
+    let backend = Pid::from_raw(pid.parse().unwrap());
+    kill(backend, Signal::SIGSTOP).unwrap();
+    let mut request = dial(cluster.port);
+    request.write_all(&cancel_request(a.key.0, a.key.1)).unwrap();
+    assert_eq!(request.read(&mut [0]).unwrap(), 0);
+    cluster.nodes[1].psql(&format!("select pg_terminate_backend({pid})"));
+    kill(backend, Signal::SIGCONT).unwrap();
+    assert_eq!(words(&a.until_ready()), "E 57014 | Z I");
+    assert_eq!(value(&mut a, "select count(*) from t"), "5");
 }
 
 /// The startup process waits for a page that the read has pinned, and the read for a lock that the startup process holds

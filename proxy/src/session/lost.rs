@@ -120,7 +120,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let first = (sent.len(), delivered, s.retained_lens.front().is_some_and(|&len| len > 0));
     let view = losses::View { term: s.w.view.borrow().topology.term, open: s.w.gate(s.w.now()) == Gate::Open };
     let times = (s.presence.doing.get().since, s.w.now());
-    let again = sent.is_empty() || s.losses.allow(loss, (&node, born), view, times);
+    let again = !s.cancelled && (sent.is_empty() || s.losses.allow(loss, (&node, born), view, times));
     let survives = again && s.lost_pins.is_none() && block::survives(fresh, first, loss);
     if standby && status == TxStatus::Block && survives {
         (s.fresh, s.replants) = (fresh.map(block::Fresh::unsent), true);
@@ -153,7 +153,8 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
         // What was asked for it has not ended: on another server that would not end either.
         s.fail = Some(Failure::Error(ClientError::Cancelled));
     }
-    let owed = Owed { verdicts, entries, registered, facts, loss, listened };
+    let cancelled = std::mem::take(&mut s.cancelled) || loss == Loss::Stuck;
+    let owed = Owed { verdicts, entries, registered, facts, loss, listened, cancelled };
     match mark.filter(|_| owed.verdicts.first() == Some(&Answer::Unknown)) {
         // Nothing is told before it is known.
         Some(mark) => s.in_doubt = Some(Box::new(InDoubt { mark, term: wrote_in, level, owed })),
@@ -182,6 +183,8 @@ pub(super) struct Owed {
     loss: Loss,
     /// A LISTEN was sent that the server has not told the channel of.
     listened: bool,
+    /// Its client, or a limit, had it cancelled.
+    cancelled: bool,
 }
 
 /// Tell the client what became of its COMMIT, and of what it sent behind it.
@@ -205,7 +208,7 @@ pub(super) fn tell_resolved(s: &mut Session, owed: Owed, mark: &Mark, verdict: V
 
 /// One answer for each unit; `first` is that of the first where more is known of it.
 fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>) {
-    let Owed { verdicts, entries, registered, facts, loss, listened: _ } = owed;
+    let Owed { verdicts, entries, registered, facts, loss, listened: _, cancelled } = owed;
     let mut entries = entries.into_iter();
     let (mut kept, mut repeats) = (0, false);
     for (i, verdict) in verdicts.iter().enumerate() {
@@ -231,7 +234,7 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
                 s.ready(TxStatus::Idle);
             }
             // It was cancelled, and nothing that it does can be committed.
-            None if *verdict == Answer::ReadLost && loss == Loss::Stuck && i == 0 => {
+            None if *verdict == Answer::ReadLost && cancelled && i == 0 => {
                 say(s, Some(ClientError::Cancelled), TxStatus::Idle, &unit, &facts);
             }
             None => answer(s, *verdict, &unit, &facts),
