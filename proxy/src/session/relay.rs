@@ -19,6 +19,8 @@ mod mark;
 mod names;
 mod position;
 mod reports;
+#[cfg(test)]
+mod testing;
 
 pub use commits::{Commits, Sent};
 pub use described::Described;
@@ -571,5 +573,4 @@ enum Step {
 }
 
 #[cfg(test)]
-#[path = "relay_tests.rs"]
 mod tests;

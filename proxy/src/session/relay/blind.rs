@@ -128,3 +128,71 @@ impl Relay {
         Some(Step::Pass { shown: false })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::relay::testing::{error, feed, plain, shape};
+    use crate::wire::backend::{write_bare, write_command_complete, write_ready};
+    use crate::wire::codec::message;
+
+    #[test]
+    fn a_copy_of_the_extended_protocol_swallows_the_sync_sent_before_its_data() {
+        let mut relay = Relay::default();
+        for kind in [Kind::Bind, Kind::Execute, Kind::Sync] {
+            relay.push(plain(kind));
+        }
+        let mut s = Vec::new();
+        write_bare(&mut s, b'2');
+        message(&mut s, b'G', |b| b.extend_from_slice(&[0, 0, 0]));
+        feed(&mut relay, &s, &[]);
+        assert!(relay.copy_in() && relay.owed() == 0 && relay.busy());
+        relay.end_copy_in();
+        relay.open = None;
+        relay.push(plain(Kind::Sync));
+        let mut s = Vec::new();
+        write_command_complete(&mut s, "COPY 1");
+        write_ready(&mut s, TxStatus::Idle);
+        assert_eq!(feed(&mut relay, &s, &[]).1, [Event::Idle]);
+    }
+
+    #[test]
+    fn syncs_that_a_failed_copy_may_have_read_are_found_out_about() {
+        // What the server says behind the error, part of it before it was asked; a simple query has one of its own.
+        for (kind, heard, early, want) in [
+            (Kind::Execute, "Z3Z", 0, (0, true)),
+            (Kind::Execute, "ZZ3Z", 0, (1, false)),
+            (Kind::Execute, "ZZ3Z", 1, (1, false)),
+            (Kind::Execute, "ZZZ3Z", 1, (2, false)),
+            (Kind::Query, "ZZ3Z", 0, (0, false)),
+            (Kind::Query, "ZZ3Z", 1, (0, false)),
+            (Kind::Query, "ZZZ3Z", 2, (1, false)),
+        ] {
+            let mut relay = Relay::default();
+            relay.push(plain(kind));
+            if kind == Kind::Execute {
+                relay.push(plain(Kind::Sync));
+            }
+            let answers = |of: &str| {
+                let mut s = Vec::new();
+                of.bytes().for_each(|b| match b {
+                    b'Z' => write_ready(&mut s, TxStatus::Idle),
+                    b'G' => message(&mut s, b'G', |b| b.extend_from_slice(&[0, 0, 0])),
+                    b'E' => error(&mut s, "ERROR", "22P02", "x"),
+                    other => write_bare(&mut s, other),
+                });
+                s
+            };
+            feed(&mut relay, &answers("G"), &[]);
+            relay.blind_sync();
+            let (told, events) = feed(&mut relay, &answers(&("E".to_owned() + &heard[..early])), &[]);
+            assert!(shape(&told).starts_with("E(22P02)") && events.is_empty(), "{kind:?} {heard} {events:?}");
+            assert!(relay.blind_question().is_some() && relay.blind_question().is_none() && relay.busy());
+            let (told, events) = feed(&mut relay, &answers(&heard[early..]), &[]);
+            let (answered, skips) = want;
+            assert_eq!(events, [Event::Seen { answered, skips }], "{kind:?} {heard}");
+            assert_eq!(shape(&told), if kind == Kind::Query && early == 0 { "Z" } else { "" }, "{kind:?} {heard}");
+            assert!(!relay.busy() && !relay.is_blind() && relay.owed() == 0, "{kind:?} {heard}");
+        }
+    }
+}

@@ -244,3 +244,214 @@ fn may_lack(code: &[u8; 5], routine: &[u8]) -> bool {
     // A new value of an enum as well, as a text or in binary.
     CODES.contains(&code) || code == b"22P02" && matches!(routine, b"enum_in" | b"enum_recv")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::relay::Entry;
+    use crate::session::relay::testing::{error, feed, plain, shape, text};
+    use crate::session::statements::Unnamed;
+    use crate::sql::{FunctionTable, LexRules, classify};
+    use crate::wire::backend::{write_bare, write_command_complete, write_ready};
+
+    #[test]
+    fn a_refused_read_of_a_standby_leaves_no_trace_unless_some_of_it_was_seen() {
+        let mut refusal = Vec::new();
+        write_bare(&mut refusal, b'1');
+        write_bare(&mut refusal, b'2');
+        let begun = refusal.len();
+        error(&mut refusal, "ERROR", "40001", "ProcessInterrupts");
+        for (pieces, delivered) in [(vec![], false), (vec![begun], true)] {
+            let mut relay = Relay { standby: true, retries: true, ..Relay::default() };
+            for kind in [Kind::Parse, Kind::Bind, Kind::Execute, Kind::Sync] {
+                relay.push(plain(kind));
+            }
+            let (out, events) = feed(&mut relay, &refusal, &pieces);
+            assert_eq!(relay.delivered(), delivered);
+            if delivered {
+                assert_eq!((shape(&out).as_str(), events.len()), ("12E(40001)", 0));
+            } else {
+                assert_eq!((shape(&out).as_str(), &events[..]), ("", &[Event::Retry { code: *b"40001" }][..]));
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_recovery_cancels_a_read_for_it_runs_elsewhere() {
+        // By the startup process: a conflict, a deadlock with it, a database that was dropped.
+        for (severity, code) in [("ERROR", b"40001"), ("ERROR", b"40P01"), ("FATAL", b"40001"), ("FATAL", b"57P04")] {
+            let mut relay = Relay { standby: true, retries: true, ..Relay::default() };
+            relay.push(plain(Kind::Query));
+            let mut s = Vec::new();
+            error(&mut s, severity, std::str::from_utf8(code).unwrap(), "ProcessInterrupts");
+            let (out, events) = feed(&mut relay, &s, &[]);
+            // One that ends the session is a lost server, from which a read that showed nothing is repeated.
+            let want = if severity == "FATAL" { Event::Fatal { code: *code } } else { Event::Retry { code: *code } };
+            assert_eq!((shape(&out).as_str(), events, relay.delivered()), ("", vec![want], false), "{code:?}");
+        }
+    }
+
+    /// What a standby may lack, and a primary that is asked.
+    struct Asked;
+
+    impl Host for Asked {
+        fn not_replicated(&self) -> ClientError {
+            panic!("nothing is committed")
+        }
+
+        fn must_recheck(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn what_a_standby_may_not_know_yet_is_asked_elsewhere_while_nothing_was_told_of_it() {
+        for (code, routine, rechecks, delivered, asked) in [
+            ("42P01", "parserOpenTable", true, false, true),
+            ("42883", "ParseFuncOrColumn", true, false, true),
+            ("22P02", "enum_in", true, false, true),
+            ("22P02", "enum_recv", true, false, true),
+            ("22P02", "pg_strtoint32_safe", true, false, false),
+            ("42601", "scanner_yyerror", true, false, false),
+            ("42P01", "parserOpenTable", false, false, false),
+            ("42P01", "parserOpenTable", true, true, false),
+        ] {
+            let mut relay = Relay { standby: true, retries: true, rechecks, delivered, ..Relay::default() };
+            relay.push(plain(Kind::Query));
+            let mut s = Vec::new();
+            error(&mut s, "ERROR", code, routine);
+            let event = relay.server_bytes(&s, &mut Sink::new(Vec::new()), &Asked).event;
+            assert_eq!((event.is_some(), relay.lacks.is_some()), (asked, asked), "{code} {routine}");
+        }
+        let mut relay = Relay { standby: true, retries: true, rechecks: true, ..Relay::default() };
+        relay.push(plain(Kind::Query));
+        let mut s = Vec::new();
+        error(&mut s, "ERROR", "42P01", "parserOpenTable");
+        assert_eq!(feed(&mut relay, &s, &[]).1, [], "no primary can be asked");
+        let mut relay = Relay { standby: true, retries: true, rechecks: true, parse_only: true, ..Relay::default() };
+        relay.push(plain(Kind::Query));
+        let event = relay.server_bytes(&s, &mut Sink::new(Vec::new()), &Asked).event;
+        assert!(event.is_some() && relay.lacks.is_some());
+        let mut relay = Relay { standby: true, retries: true, rechecks: true, parse_only: true, ..Relay::default() };
+        relay.push(plain(Kind::Query));
+        assert_eq!(feed(&mut relay, &s, &[]).1.len(), 1, "nothing but a name is asked for, of another standby");
+        assert!(relay.lacks.is_none());
+    }
+
+    #[test]
+    fn a_session_that_the_server_ends_for_its_own_limit_is_told_so_only_when_nothing_was_sent() {
+        let mut s = Vec::new();
+        error(&mut s, "FATAL", "25P03", "ProcessInterrupts");
+        let code = *b"25P03";
+        let (out, events) = feed(&mut Relay::default(), &s, &[]);
+        assert_eq!((out.len(), events), (0, vec![Event::TimedOut { code, told: s.as_slice().into() }]));
+        let mut relay = Relay::default();
+        relay.push(plain(Kind::Query));
+        assert_eq!(feed(&mut relay, &s, &[]).1, [Event::Fatal { code }]);
+    }
+
+    #[test]
+    fn a_transaction_that_the_server_ends_at_work_is_told_so_unless_it_may_commit() {
+        let mut s = Vec::new();
+        error(&mut s, "FATAL", "25P04", "ProcessInterrupts");
+        let code = *b"25P04";
+        for (commits, want) in
+            [(false, Event::TimedOut { code, told: s.as_slice().into() }), (true, Event::Fatal { code })]
+        {
+            let mut relay = Relay { status: TxStatus::Block, ..Relay::default() };
+            let mut record = Record::default();
+            if commits {
+                record.execute(&classify(b"commit", &FunctionTable::unloaded(), LexRules::STANDARD));
+            } else {
+                record.execute(&classify(b"update t set a = 1", &FunctionTable::unloaded(), LexRules::STANDARD));
+            }
+            relay.push(Entry { record: Some(record), ..plain(Kind::Query) });
+            assert_eq!(feed(&mut relay, &s, &[]).1, [want]);
+        }
+    }
+
+    /// A unit that binds a shared statement whose result has changed since it was prepared.
+    fn stale(first: bool, kept: bool) -> (Relay, String, Vec<Event>) {
+        let mut relay = Relay { head_kept: kept, ..Relay::default() };
+        relay.push(Entry { undo: Undo::Registered((*b"s").into()), ..plain(Kind::LocalParse) });
+        relay.push(Entry {
+            uses: Some(Use { text: text("s"), name: b"s".as_slice().into(), first, foreign: false }),
+            ..plain(Kind::Bind)
+        });
+        relay.push(plain(Kind::Execute));
+        relay.push(plain(Kind::Sync));
+        let mut s = Vec::new();
+        error(&mut s, "ERROR", "0A000", "RevalidateCachedQuery");
+        write_ready(&mut s, TxStatus::Idle);
+        let (out, events) = feed(&mut relay, &s, &[]);
+        (relay, shape(&out), events)
+    }
+
+    #[test]
+    fn a_result_that_changed_is_hidden_only_from_a_client_that_does_not_know_the_old_one() {
+        let (relay, out, events) = stale(true, true);
+        assert_eq!((out.as_str(), events), ("", vec![Event::Again]));
+        assert_eq!((relay.retired.len(), relay.pending(), relay.delivered()), (1, 0, false));
+        assert!(matches!(&relay.undone[..], [Undo::None, .., Undo::Registered(_)]), "{:?}", relay.undone);
+        for (first, kept) in [(false, true), (true, false)] {
+            let (relay, out, events) = stale(first, kept);
+            assert_eq!((out.as_str(), events), ("1E(0A000)Z", vec![Event::Idle]));
+            assert_eq!(relay.retired.len(), 1);
+        }
+    }
+
+    /// EXECUTE by a simple query has no Sync to skip to.
+    #[test]
+    fn a_result_that_changed_is_hidden_from_a_simple_query() {
+        let mut relay = Relay { head_kept: true, ..Relay::default() };
+        let of = Use { text: text("s"), name: (*b"s").into(), first: true, foreign: false };
+        relay.push(Entry { uses: Some(of), ..plain(Kind::Query) });
+        let mut s = Vec::new();
+        error(&mut s, "ERROR", "0A000", "RevalidateCachedQuery");
+        write_ready(&mut s, TxStatus::Idle);
+        let (out, events) = feed(&mut relay, &s, &[]);
+        assert_eq!((shape(&out).as_str(), events), ("", vec![Event::Again]));
+        assert_eq!((relay.retired.len(), relay.pending(), relay.owed(), relay.busy()), (1, 0, 0, false));
+    }
+
+    #[test]
+    fn a_skipped_parse_leaves_the_unnamed_statement_and_a_failed_one_destroys_it() {
+        let class =
+            crate::sql::classify(b"select", &crate::sql::FunctionTable::unloaded(), crate::sql::LexRules::STANDARD);
+        let before = || Unnamed { serial: 7, tail: None, class };
+        for failed in [true, false] {
+            let mut relay = Relay::default();
+            if !failed {
+                relay.push(plain(Kind::Bind));
+            }
+            let undo = Undo::Unnamed { client: Some(Some(before())), server: Some(Some(7)), illegible: false };
+            relay.push(Entry { undo, ..plain(Kind::Parse) });
+            relay.push(plain(Kind::Sync));
+            let mut s = Vec::new();
+            error(&mut s, "ERROR", "42601", "r");
+            feed(&mut relay, &s, &[]);
+            let kept = relay.undone.iter().find_map(|undo| match undo {
+                Undo::Unnamed { client: Some(client), server: Some(server), .. } => {
+                    Some((client.is_some(), server.is_some()))
+                }
+                _ => None,
+            });
+            assert_eq!(kept, Some((!failed, !failed)));
+        }
+    }
+
+    #[test]
+    fn a_unit_of_which_something_was_executed_is_not_sent_again() {
+        let uses = Use { text: text("s"), name: b"s".as_slice().into(), first: true, foreign: false };
+        let mut relay = Relay { head_kept: true, ..Relay::default() };
+        relay.push(plain(Kind::Execute));
+        relay.push(Entry { uses: Some(uses), ..plain(Kind::Bind) });
+        relay.push(plain(Kind::Sync));
+        let mut said = Vec::new();
+        write_command_complete(&mut said, "COMMIT");
+        error(&mut said, "ERROR", "0A000", "RevalidateCachedQuery");
+        write_ready(&mut said, TxStatus::Idle);
+        let (told, events) = feed(&mut relay, &said, &[]);
+        assert_eq!((shape(&told).as_str(), events), ("CE(0A000)Z", vec![Event::Idle]));
+    }
+}

@@ -84,3 +84,78 @@ impl Relay {
         Step::Pass { shown: false }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::relay::testing::{error, feed, plain, shape};
+    use crate::wire::backend::{write_command_complete, write_ready};
+    use crate::wire::codec::message;
+
+    /// A block's COMMIT with the question in front of it, and what the server says to both.
+    fn marked(
+        row: Option<[Option<&str>; 2]>,
+        error_code: Option<&str>,
+        status: TxStatus,
+        tag: &str,
+    ) -> (Relay, Vec<u8>) {
+        let mut relay = Relay { status: TxStatus::Block, ..Relay::default() };
+        let mut sink = Sink::default();
+        relay.ask_mark(&[], &mut Some(7), &mut sink);
+        assert_eq!(shape(sink.bytes(&[])), "Q");
+        relay.push(plain(Kind::Query));
+        let mut said = Vec::new();
+        if let Some(row) = row {
+            message(&mut said, b'T', |b| b.extend_from_slice(&[0, 0]));
+            message(&mut said, b'D', |b| {
+                b.extend_from_slice(&[0, 3]);
+                for value in row.into_iter().chain([Some("notice")]) {
+                    b.extend_from_slice(&value.map_or(-1, |v| v.len() as i32).to_be_bytes());
+                    b.extend_from_slice(value.unwrap_or_default().as_bytes());
+                }
+            });
+            write_command_complete(&mut said, "SELECT 1");
+        }
+        if let Some(code) = error_code {
+            error(&mut said, "ERROR", code, "any");
+        }
+        write_ready(&mut said, status);
+        let (told, events) = feed(&mut relay, &said, &[3, 50]);
+        assert_eq!((shape(&told).as_str(), events), ("", Vec::new()), "nothing of it is the client's");
+        let mut rest = Vec::new();
+        write_command_complete(&mut rest, tag);
+        write_ready(&mut rest, TxStatus::Idle);
+        (relay, rest)
+    }
+
+    #[test]
+    fn a_commit_is_marked_by_what_the_server_said_before_it_until_it_is_answered() {
+        let (mut relay, rest) = marked(Some([Some("731"), Some("0/5000060")]), None, TxStatus::Block, "COMMIT");
+        assert_eq!(relay.mark(), Some(Mark { xid: Some(731), lsn: cluster::Lsn(0x500_0060) }));
+        assert_eq!((relay.status, relay.owed()), (TxStatus::Block, 1));
+        let (told, events) = feed(&mut relay, &rest, &[]);
+        assert_eq!((shape(&told).as_str(), events), ("CZ", vec![Event::Idle]));
+        assert_eq!((relay.mark(), relay.status), (None, TxStatus::Idle));
+        let (mut relay, _) = marked(Some([None, Some("0/5000060")]), None, TxStatus::Block, "COMMIT");
+        assert_eq!(relay.mark(), Some(Mark { xid: None, lsn: cluster::Lsn(0x500_0060) }));
+        relay.abandon();
+        assert_eq!(relay.mark(), None, "nor of the next server");
+    }
+
+    #[test]
+    fn a_question_that_fails_a_good_block_is_told_and_one_in_a_failed_block_is_not() {
+        // Cancelled: what was a COMMIT rolls back, and must not look like a success.
+        let (mut relay, rest) = marked(None, Some("57014"), TxStatus::Failed, "ROLLBACK");
+        assert_eq!((relay.mark(), relay.status), (None, TxStatus::Block), "the client believes in its block");
+        let (told, _) = feed(&mut relay, &rest, &[]);
+        assert_eq!(shape(&told), "E(57014)Z");
+        assert_eq!(relay.status, TxStatus::Idle);
+        // An earlier unit of the pipeline had failed, and that was told.
+        let (mut relay, rest) = marked(None, Some("25P02"), TxStatus::Failed, "ROLLBACK");
+        let (told, _) = feed(&mut relay, &rest, &[]);
+        assert_eq!(shape(&told), "CZ");
+        // Outside a block there is nothing to be marked.
+        let (relay, _) = marked(Some([None, Some("0/5000060")]), None, TxStatus::Idle, "COMMIT");
+        assert_eq!(relay.mark(), None);
+    }
+}

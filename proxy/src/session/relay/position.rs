@@ -59,3 +59,77 @@ impl Relay {
         Step::Pass { shown: false }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::relay::testing::{error, feed, plain, shape};
+    use crate::wire::backend::{write_command_complete, write_ready};
+    use crate::wire::codec::message;
+
+    /// What a server answers to the question behind a write.
+    fn position(out: &mut Vec<u8>) {
+        message(out, b'T', |b| b.extend_from_slice(&[0, 0]));
+        message(out, b'D', |b| b.extend_from_slice(b"\0\x01\0\0\0\x030/7"));
+        write_command_complete(out, "SELECT 1");
+        write_ready(out, TxStatus::Idle);
+    }
+
+    #[test]
+    fn a_position_is_asked_for_behind_a_write_and_its_answer_is_not_the_clients() {
+        for pieces in [&[][..], &[1, 1, 1, 20, 1], &[33, 7]] {
+            let (mut relay, mut sink, mut unnamed) = (Relay::default(), Sink::default(), Some(7));
+            relay.push(plain(Kind::Query));
+            relay.ask_position(b"", "select 1", &mut unnamed, &mut sink);
+            assert_eq!((shape(sink.bytes(b"")).as_str(), unnamed), ("Q", None));
+            assert!(!relay.only_asks_position(), "the write is owed");
+            // What comes next is sent without waiting for it: a Parse that needs no server, and a Flush.
+            let mut said = Vec::new();
+            write_command_complete(&mut said, "INSERT 0 1");
+            write_ready(&mut said, TxStatus::Idle);
+            let (told, events) = feed(&mut relay, &said, pieces);
+            assert_eq!((shape(&told).as_str(), events), ("CZ", vec![]), "the client does not wait for it");
+            assert!(relay.only_asks_position() && relay.busy());
+            relay.push(plain(Kind::LocalParse));
+            said.clear();
+            position(&mut said);
+            let (told, events) = feed(&mut relay, &said, pieces);
+            assert_eq!((shape(&told).as_str(), events), ("1", vec![Event::Position]));
+            assert_eq!((relay.hidden.rows.as_slice(), relay.owed()), (&[vec![Some("0/7".to_owned())]][..], 0));
+        }
+    }
+
+    #[test]
+    fn a_position_that_cannot_be_told_is_nobodys_error() {
+        let (mut relay, mut sink) = (Relay::default(), Sink::default());
+        relay.push(plain(Kind::Query));
+        relay.ask_position(b"", "select 1", &mut None, &mut sink);
+        let mut said = Vec::new();
+        write_command_complete(&mut said, "INSERT 0 1");
+        write_ready(&mut said, TxStatus::Idle);
+        error(&mut said, "ERROR", "57014", "ProcessInterrupts");
+        write_ready(&mut said, TxStatus::Idle);
+        let (told, events) = feed(&mut relay, &said, &[]);
+        assert_eq!((shape(&told).as_str(), events), ("CZ", vec![Event::Position]));
+        assert!(relay.hidden.error.is_some() && relay.errors.is_empty() && !relay.busy());
+    }
+
+    #[test]
+    fn a_position_asked_for_behind_a_unit_leaves_none_of_its_names_in_doubt() {
+        let (mut relay, mut sink) = (Relay::default(), Sink::default());
+        relay.push(plain(Kind::Query));
+        relay.forgets();
+        relay.ask_position(b"", "select 1", &mut None, &mut sink);
+        assert!(relay.in_doubt().is_some_and(|doubt| doubt.all));
+        let mut said = Vec::new();
+        write_command_complete(&mut said, "DEALLOCATE ALL");
+        write_ready(&mut said, TxStatus::Idle);
+        feed(&mut relay, &said, &[]);
+        assert_eq!(relay.in_doubt(), None);
+        said.clear();
+        position(&mut said);
+        feed(&mut relay, &said, &[]);
+        relay.push(plain(Kind::Query));
+        assert_eq!(relay.in_doubt(), None, "what comes behind need not wait");
+    }
+}
