@@ -341,6 +341,7 @@ mod tests {
             span_ms: None,
             commits_while_suspended: 0,
             kept_in: None,
+            kept_to: None,
             examined: 1000 * term,
         };
         let gap = Some(cluster::Lsn(5));

@@ -10,7 +10,7 @@ mod strangers;
 
 use agents::{Cluster, SECRET, kill_all, postgres_of, postmaster, signal, unprivileged, until, writing_postgres_of};
 use cluster::topology::{Closed, Gate};
-use cluster::{Endpoint, Term, TimelineId};
+use cluster::{Endpoint, Lsn, Term, TimelineId};
 use failover::api::*;
 use failover::config::agent::OWNED_PARAMETERS;
 use failover::record::*;
@@ -215,6 +215,8 @@ fn lost_transactions_are_reported_before_the_rewind() {
         let mut c = Cluster::new(22140, 2, Mode::Async, 0);
         // It loses more than its agent would let through in a shorter one, on a machine whose disk stalls.
         c.nodes.iter_mut().for_each(|n| n.config.lease_ttl = Duration::from_secs(40));
+        // And more than is kept, one segment.
+        c.nodes.iter_mut().for_each(|n| n.config.lost_wal_max = 16 << 20);
         let p = c.bootstrap().await;
         let s = 1 - p;
         c.sql(p).await.batch_execute("CREATE TABLE t (i int PRIMARY KEY); INSERT INTO t VALUES (0)").await.unwrap();
@@ -257,6 +259,7 @@ fn lost_transactions_are_reported_before_the_rewind() {
             sql.batch_execute(&format!("INSERT INTO t VALUES ({i})")).await.unwrap();
         }
         sql.batch_execute("BEGIN; INSERT INTO t VALUES (1000); ROLLBACK").await.unwrap();
+        sql.simple_query("SELECT pg_switch_wal()").await.unwrap();
         sql.batch_execute("CHECKPOINT").await.unwrap();
         drop(sql);
         kill_all(&c.nodes[p].config.data_dir.join("data"));
@@ -273,6 +276,8 @@ fn lost_transactions_are_reported_before_the_rewind() {
         assert_eq!(report.fork_lsn, promoted.fork.lsn);
         assert_eq!(report.bytes, report.end_lsn.bytes_since(report.fork_lsn));
         assert_eq!(report.transactions.len(), lost as usize);
+        let next_segment = Lsn((report.fork_lsn.0 | ((16 << 20) - 1)) + 1);
+        assert_eq!(report.kept_to, Some(next_segment), "of {} to {}", report.fork_lsn, report.end_lsn);
         let kept = report.kept_in.unwrap();
         assert!(std::fs::read_dir(&kept).unwrap().count() >= 2, "segments and the report in {kept}");
         assert_eq!(c.value(p, "SELECT count(*) FROM t").await, rows.to_string());

@@ -430,7 +430,8 @@ fn loss_text(l: &LossReport) -> String {
         let _ = writeln!(out, "  … {} more, see --json", l.commits - SHOWN as u64);
     }
     if let Some(place) = &l.kept_in {
-        let _ = writeln!(out, "  that WAL is kept in {place}");
+        let rest = |to| format!(" up to {to}: the rest was more than agent.lost_wal_max");
+        let _ = writeln!(out, "  that WAL is kept in {place}{}", l.kept_to.map_or_else(String::new, rest));
     }
     out
 }
@@ -538,6 +539,9 @@ mod tests {
         let says = format!("not whole, from the WAL of n1: {} between", bytes(0x4000));
         check(journal("failover", "n2", Value::Null, Value::Null), gap.clone(), &says, true);
         let says = "of which that up to 0/8000 was not kept, at least: 1 commits lost";
+        check(journal("failover", "n2", Value::Null, Value::Null), gap.clone(), says, true);
+        (gap[0]["kept_in"], gap[0]["kept_to"]) = (json!("/d"), json!("0/8800"));
+        let says = "  that WAL is kept in /d up to 0/8800: the rest was more than agent.lost_wal_max\n";
         check(journal("failover", "n2", Value::Null, Value::Null), gap, says, true);
     }
 

@@ -181,7 +181,7 @@ impl Agent {
             }
         }
         let term = began_at(&source.history, parted);
-        let kept = self.keep_tail(term, own, parted, segment).map_err(ExamineError::Keep)?;
+        let (kept, kept_to) = self.keep_tail(term, own, parted, segment).map_err(ExamineError::Keep)?;
         let end_lsn = total.end.max(unread_to).unwrap_or(parted.lsn).max(parted.lsn);
         let report = LossReport {
             term,
@@ -197,6 +197,7 @@ impl Agent {
             commits_while_suspended: total.unprotected,
             transactions: total.listed,
             kept_in: Some(kept.display().to_string()),
+            kept_to: kept_to.filter(|to| *to < end_lsn),
             examined: wall_millis(),
         };
         let json = serde_json::to_vec_pretty(&report).map_err(ExamineError::Write)?;
@@ -246,6 +247,7 @@ impl Agent {
             commits_while_suspended: 0,
             transactions: Vec::new(),
             kept_in: None,
+            kept_to: None,
             examined: wall_millis(),
         };
         let key = self.env.keys.report(term, &self.env.config.node);
@@ -259,13 +261,14 @@ impl Agent {
         }
     }
 
-    /// Copy the segments of the tail, the newest `lost_wal_keep` tails only, and of each at most `lost_wal_max` bytes.
-    fn keep_tail(&self, term: Term, own: &History, parted: Fork, segment: u64) -> io::Result<PathBuf> {
+    /// Copy the segments of the tail, the newest `lost_wal_keep` tails only, and of each at most `lost_wal_max` bytes. To where,
+    /// and where what does not fit begins.
+    fn keep_tail(&self, term: Term, own: &History, parted: Fork, segment: u64) -> io::Result<(PathBuf, Option<Lsn>)> {
         let lost = self.env.layout.lost();
         let kept = lost.join(format!("{:010}-timeline-{}", term.0, own.timeline));
         fs::create_dir_all(&kept)?;
         let wal = self.env.layout.data().join("pg_wal");
-        let mut left = self.env.config.lost_wal_max;
+        let (mut left, mut kept_to) = (self.env.config.lost_wal_max, None);
         let lineage: Vec<TimelineId> = own.forks.iter().map(|f| f.timeline).chain([own.timeline]).collect();
         let mut files = wal_files(&wal);
         files.retain(|f| {
@@ -276,6 +279,7 @@ impl Agent {
             let size = wal.join(&file.name).metadata()?.len();
             if size > left {
                 tracing::warn!(node = %self.env.config.node, file = %file.name, "lost wal past agent.lost_wal_max not kept");
+                kept_to = Some(Lsn(file.number * segment));
                 break;
             }
             left -= size;
@@ -288,7 +292,7 @@ impl Agent {
         }
         fsync_dir(&kept)?;
         forget_oldest(&lost, self.env.config.lost_wal_keep)?;
-        Ok(kept)
+        Ok((kept, kept_to))
     }
 }
 

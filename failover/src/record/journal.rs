@@ -123,6 +123,9 @@ pub struct LossReport {
     pub commits_while_suspended: u64,
     /// Where the WAL tail was kept on that node.
     pub kept_in: Option<String>,
+    /// Kept there is only what lies before this, as `agent.lost_wal_max` allows no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_to: Option<Lsn>,
     /// When it was read, for display.
     pub examined: WallMillis,
 }
