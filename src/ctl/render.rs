@@ -426,8 +426,11 @@ fn loss_text(l: &LossReport) -> String {
     for t in l.transactions.iter().take(SHOWN) {
         let _ = writeln!(out, "  xid {} at {}, {}", t.xid, t.lsn, t.committed_at);
     }
-    if l.commits > SHOWN as u64 {
-        let _ = writeln!(out, "  … {} more, see --json", l.commits - SHOWN as u64);
+    let (more, listed) = (l.commits.saturating_sub(SHOWN as u64), l.transactions.len().saturating_sub(SHOWN));
+    if more > listed as u64 {
+        let _ = writeln!(out, "  … {more} more, the first {listed} of them in --json, the others only in that WAL");
+    } else if more > 0 {
+        let _ = writeln!(out, "  … {more} more, see --json");
     }
     if let Some(place) = &l.kept_in {
         let rest = |to| format!(" up to {to}: the rest was more than agent.lost_wal_max");
@@ -540,9 +543,20 @@ mod tests {
         check(journal("failover", "n2", Value::Null, Value::Null), gap.clone(), &says, true);
         let says = "of which that up to 0/8000 was not kept, at least: 1 commits lost";
         check(journal("failover", "n2", Value::Null, Value::Null), gap.clone(), says, true);
-        (gap[0]["kept_in"], gap[0]["kept_to"]) = (json!("/d"), json!("0/8800"));
+        let long = &mut gap[0];
+        let commit = json!({ "xid": 7, "lsn": "0/8000", "committed_at": "then" });
+        (long["unread_to"], long["commits"]) = (Value::Null, json!(1500));
+        long["transactions"] = vec![commit; 1000].into();
+        (long["kept_in"], long["kept_to"]) = (json!("/d"), json!("0/8800"));
+        let lost = journal("failover", "n2", Value::Null, Value::Null);
+        check(
+            lost.clone(),
+            gap.clone(),
+            "  … 1480 more, the first 980 of them in --json, the others only in that WAL\n",
+            true,
+        );
         let says = "  that WAL is kept in /d up to 0/8800: the rest was more than agent.lost_wal_max\n";
-        check(journal("failover", "n2", Value::Null, Value::Null), gap, says, true);
+        check(lost, gap, says, true);
     }
 
     #[test]
