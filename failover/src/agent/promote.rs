@@ -32,6 +32,11 @@ const OPEN_BOUND: Duration = Duration::from_secs(5);
 /// And how long once the term is open: those who were held write first.
 const FIRST_WRITES: Duration = Duration::from_millis(150);
 
+/// How often PostgreSQL is asked whether it is promoted: closely while clients wait for most promotions to end.
+const POLL: Duration = Duration::from_millis(2);
+const POLL_LATER: Duration = Duration::from_millis(5);
+const CLOSELY: Duration = Duration::from_millis(150);
+
 /// A position past the term's record, and where the terms begin that have one: this database has those that lead to it.
 const RECORDED: &str = "pg_current_wal_flush_lsn(), (SELECT string_agg(term || ':' || xid_bound, ',' ORDER BY term) \
     FROM (SELECT term, xid_bound FROM pgtenure.term WHERE xid_bound IS NOT NULL ORDER BY term DESC LIMIT 64) AS newest)";
@@ -43,6 +48,26 @@ fn parse_bounds(text: &str) -> Vec<XidBound> {
         Some(XidBound { term: Term(term.parse().ok()?), xid: xid.parse().ok()? })
     };
     text.split(',').filter_map(bound).collect()
+}
+
+/// The xid that the new primary gives first, and whether the table of terms is there: nothing is left to be replayed.
+async fn next_xid(sql: &Sql, left: Duration) -> Result<(u64, bool), SqlError> {
+    let what = "asking for the next xid";
+    let query = "SELECT pg_snapshot_xmax(pg_current_snapshot()), to_regclass('pgtenure.term') IS NOT NULL";
+    let row = sql.rows(what, query, left).await?.into_iter().next().unwrap_or_default();
+    let text = |i: usize| row.get(i).and_then(Option::as_deref);
+    let xid = text(0).and_then(|t| t.parse().ok());
+    let xid = xid.ok_or_else(|| SqlError::Answer { what, answer: format!("{row:?}").chars().take(200).collect() })?;
+    Ok((xid, text(1) == Some("t")))
+}
+
+/// The timeline that PostgreSQL writes; `None` while it is in recovery.
+async fn timeline_written(sql: &Sql, left: Duration) -> Result<Option<TimelineId>, SqlError> {
+    let query = "SELECT CASE WHEN NOT pg_is_in_recovery() \
+        THEN substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END";
+    let rows = sql.rows("promotion", query, left).await?;
+    let text = rows.into_iter().next().unwrap_or_default().into_iter().next().flatten();
+    Ok(text.map(|t| TimelineId(u32::from_str_radix(&t, 16).unwrap_or(0))))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -183,8 +208,7 @@ impl Agent {
         self.conf.lock().await.taken_up();
         self.replayed(sql, order.base, &left).await?;
         self.make_slots(sql, left("making replication slots")?.min(SLOTS_BOUND)).await;
-        let bound = "SELECT pg_snapshot_xmax(pg_current_snapshot())";
-        let xid_bound: u64 = sql.value("asking for the next xid", bound, left(what)?).await?;
+        let (xid_bound, has_terms) = next_xid(sql, left(what)?).await?;
         self.write_stubs(order.base.timeline, timeline)
             .map_err(|source| PromoteError::File { what: "stub histories", source })?;
         tracing::info!(
@@ -192,16 +216,29 @@ impl Agent {
         );
         let what = "promotion";
         sql.rows("pg_promote", "SELECT pg_promote(false)", left(what)?).await?;
-        while sql.value::<String>(what, "SELECT pg_is_in_recovery()", left(what)?).await? != "f" {
-            tokio::time::sleep(Duration::from_millis(5).min(left(what)?)).await;
+        let begun = Instant::now();
+        let got = loop {
+            if let Some(got) = timeline_written(sql, left(what)?).await? {
+                break got;
+            }
+            let pause = if begun.elapsed() < CLOSELY { POLL } else { POLL_LATER };
+            tokio::time::sleep(pause.min(left(what)?)).await;
+        };
+        if got != timeline {
+            return Err(PromoteError::Timeline { got, want: timeline });
         }
-        let (fork, forks) = self.forks_of_new(sql, timeline, left(what)?).await?;
+        let (fork, forks) = self.forks_of_new(timeline)?;
         if names_changed && waits.protects() {
             // The list may have been empty a moment ago: prove that it is in force.
             self.prove_waiting(&waits.names, left("proving the names")?).await?;
         }
-        let (record_lsn, xid_bounds) =
-            self.record_term(sql, order, fork, xid_bound, left("recording the term")?).await?;
+        if !has_terms {
+            self.table_of_terms(sql, left("creating the table of terms")?).await?;
+        }
+        let bound = left("recording the term")?;
+        let recording = self.record_term(sql, order, fork, xid_bound, bound);
+        let (recorded, prepared) = tokio::join!(recording, self.prepared(sql, bound));
+        let (record_lsn, xid_bounds) = recorded?;
         tracing::info!(
             node = %self.env.config.node, term = order.term.0, timeline = timeline.0, lsn = %fork.lsn, "promoted"
         );
@@ -209,7 +246,6 @@ impl Agent {
         self.state.change(|o| o.last_timeline = Some(timeline));
         self.checkpoint_later(order.term);
         self.look_now.notify_one();
-        let prepared = self.prepared(sql, left("looking for prepared transactions")?).await;
         Ok(Promoted { fork, forks, xid_bound, xid_bounds, record_lsn, prepared })
     }
 
@@ -319,23 +355,12 @@ impl Agent {
         }
     }
 
-    /// Check the new timeline's number and read where it left its parent, and that its own.
-    async fn forks_of_new(
-        &self,
-        sql: &Sql,
-        want: TimelineId,
-        left: Duration,
-    ) -> Result<(Fork, Vec<Fork>), PromoteError> {
-        let what = "reading the new history";
-        let query = "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)";
-        let text: String = sql.value(what, query, left).await?;
-        let got = TimelineId(u32::from_str_radix(&text, 16).unwrap_or(0));
-        if got != want {
-            return Err(PromoteError::Timeline { got, want });
-        }
-        let path = self.env.layout.data().join("pg_wal").join(want.history_file());
+    /// Where the new timeline left its parent, and that its own.
+    fn forks_of_new(&self, timeline: TimelineId) -> Result<(Fork, Vec<Fork>), PromoteError> {
+        let path = self.env.layout.data().join("pg_wal").join(timeline.history_file());
+        let what = "the new history";
         let text = std::fs::read_to_string(path).map_err(|source| PromoteError::File { what, source })?;
-        let forks = History::parse(want, &text).map(|h| h.forks).unwrap_or_default();
+        let forks = History::parse(timeline, &text).map(|h| h.forks).unwrap_or_default();
         let last = forks.last().copied().ok_or(PromoteError::Other("the new history file has no parent"))?;
         Ok((last, forks))
     }
@@ -343,13 +368,9 @@ impl Agent {
     /// Without its table no term could ever be opened again, and only a primary can create it: it may have been dropped, or
     /// the cluster adopted by way of another database.
     async fn table_of_terms(&self, sql: &Sql, left: Duration) -> Result<(), SqlError> {
-        let what = "looking for the table of terms";
-        let found: String = sql.value(what, "SELECT to_regclass('pgtenure.term') IS NOT NULL", left).await?;
-        if found != "t" {
-            tracing::warn!(node = %self.env.config.node, "the table of terms is missing, creating it");
-            sql.batch("granting", &founding::grants(), left).await?;
-            sql.batch("creating the table of terms", founding::TERMS, left).await?;
-        }
+        tracing::warn!(node = %self.env.config.node, "the table of terms is missing, creating it");
+        sql.batch("granting", &founding::grants(), left).await?;
+        sql.batch("creating the table of terms", founding::TERMS, left).await?;
         Ok(())
     }
 
@@ -363,22 +384,20 @@ impl Agent {
         xid_bound: u64,
         left: Duration,
     ) -> Result<(Lsn, Vec<XidBound>), PromoteError> {
-        self.table_of_terms(sql, left).await?;
         let prev = order.prev_term.map_or_else(|| "NULL".into(), |t| t.to_string());
         let insert = format!(
-            "SET synchronous_commit = local; \
+            "SET synchronous_commit = local; BEGIN; \
              INSERT INTO pgtenure.term (term, node, prev, fork_timeline, fork_lsn, xid_bound, policy_epoch, record_lsn) \
-             VALUES ({}, {}, {prev}, {}, '{}', {xid_bound}, {}, pg_current_wal_insert_lsn())",
+             VALUES ({}, {}, {prev}, {}, '{}', {xid_bound}, {}, pg_current_wal_insert_lsn()); COMMIT; SELECT {RECORDED}",
             order.term,
             literal(self.env.config.node.as_str()),
             fork.timeline,
             fork.lsn,
             order.policy_epoch,
         );
-        sql.batch("recording the term", &insert, left).await?;
         // The commit is flushed; what was inserted behind it may not be for a while, and standbys only get what is.
-        let rows = sql.rows("recording the term", &format!("SELECT {RECORDED}"), left).await?;
-        let mut row = rows.into_iter().next().unwrap_or_default().into_iter();
+        let mut rows = sql.batch("recording the term", &insert, left).await?.pop().unwrap_or_default();
+        let mut row = rows.pop().unwrap_or_default().into_iter();
         let lsn = row.next().flatten().and_then(|t| t.parse().ok());
         let lsn = lsn.ok_or(PromoteError::Other("the end of the term's record is not known"))?;
         Ok((lsn, row.next().flatten().map(|t| parse_bounds(&t)).unwrap_or_default()))
