@@ -119,30 +119,26 @@ impl Agent {
                 self.env.layout.has_data() && Control::read(&self.env).await.is_ok_and(|c| c.was_primary());
             return Ok(self.without_position(term, was_primary));
         }
-        let sql = self.own_sql().await;
-        let in_recovery = match &sql {
-            Ok(sql) => sql.value::<String>("asking for recovery", "SELECT pg_is_in_recovery()", END_BOUND).await,
-            Err(_) => Ok("unknown".into()),
-        };
+        let asked = self.own_recovery(END_BOUND).await;
         let mut was_primary = self.state.look(|o| o.was_primary);
-        if in_recovery.is_err() && !was_primary {
+        if matches!(asked, Ok((_, Err(_)))) && !was_primary {
             // An agent that has only just started has not seen it.
             was_primary = Control::read(&self.env).await.is_ok_and(|c| c.was_primary());
         }
-        match (sql, in_recovery.as_deref()) {
-            (Ok(sql), Ok("t")) => self.freeze_standby(term, is_stopped, &sql).await,
+        match asked {
+            Ok((sql, Ok(true))) => self.freeze_standby(term, is_stopped, &sql).await,
             // Starting as a standby without upstream: not hurt, but its end is not known yet.
-            (Err(_), _) if self.state.look(|o| o.postgres == PostgresState::Starting) => {
+            Err(_) if self.state.look(|o| o.postgres == PostgresState::Starting) => {
                 Ok(self.without_position(term, false))
             }
-            (Err(error), _) if !self.state.look(|o| o.was_primary) => {
+            Err(error) if !self.state.look(|o| o.was_primary) => {
                 Err(self.failed("freezing a standby that does not answer", &error).into())
             }
-            (Ok(_), Err(error)) if !was_primary => {
-                Err(self.failed("freezing a standby that does not answer", error).into())
+            Ok((_, Err(error))) if !was_primary => {
+                Err(self.failed("freezing a standby that does not answer", &error).into())
             }
             // Promoted for this very term while the freeze waited its turn.
-            (Ok(_), Ok("f"))
+            Ok((_, Ok(false)))
                 if self.state.look(|o| o.last_timeline.is_some() && o.last_timeline == term.timeline()) =>
             {
                 self.state.change(|o| o.frozen_for = None);

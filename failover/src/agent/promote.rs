@@ -108,12 +108,9 @@ impl Agent {
             return Err(self.wrong_state("given names that pgtenure wrote"));
         };
         let _held = self.act_alone().await?;
-        let sql = self.own_sql().await.map_err(|_| self.wrong_state("a frozen standby"))?;
-        let recovering: String = sql
-            .value("asking for recovery", "SELECT pg_is_in_recovery()", Duration::from_secs(5))
-            .await
-            .map_err(|e| self.failed("promoting", &e))?;
-        if recovering == "f" {
+        let asked = self.own_recovery(Duration::from_secs(5)).await;
+        let (sql, recovering) = asked.map_err(|_| self.wrong_state("a frozen standby"))?;
+        if !recovering.map_err(|e| self.failed("promoting", &e))? {
             return self.promoted_before(order, timeline, &sql).await;
         }
         if self.state.look(|o| o.frozen_for) != Some(order.term) {
@@ -204,9 +201,12 @@ impl Agent {
         let end_readers = super::unblock::end_readers();
         let clear =
             format!("SELECT CASE WHEN pg_is_wal_replay_paused() THEN pg_wal_replay_resume()::text END; {end_readers}");
-        sql.batch("ending readers", &clear, left(what)?).await?;
+        // Whether all is replayed is asked behind it, at once.
+        let (cleared, replayed) =
+            tokio::join!(sql.batch("ending readers", &clear, left(what)?), self.replayed(sql, order.base, &left));
+        cleared?;
         self.conf.lock().await.taken_up();
-        self.replayed(sql, order.base, &left).await?;
+        replayed?;
         self.make_slots(sql, left("making replication slots")?.min(SLOTS_BOUND)).await;
         let (xid_bound, has_terms) = next_xid(sql, left(what)?).await?;
         self.write_stubs(order.base.timeline, timeline)

@@ -1,7 +1,7 @@
 //! Connections to our own PostgreSQL that stand: while a primary is replaced clients wait for each that is made anew.
 
 use super::Agent;
-use super::sql::{FULL, Replication, Sql, SqlError};
+use super::sql::{FULL, Replication, Row, Sql, SqlError};
 use cluster::{Lsn, TimelineId};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,13 +38,31 @@ impl Standing {
 impl Agent {
     /// A connection to our own PostgreSQL that has answered just now, or a new one.
     pub(super) async fn own_sql(&self) -> Result<Arc<Sql>, SqlError> {
-        let standing = self.standing.looking.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(sql) = standing.filter(|s| !s.is_closed())
-            && sql.rows("asking whether it answers", "SELECT 1", QUICK).await.is_ok()
-        {
-            return Ok(sql);
+        match self.standing_sql("SELECT 1").await {
+            Some((sql, _)) => Ok(sql),
+            None => Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await.map(Arc::new),
         }
-        Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await.map(Arc::new)
+    }
+
+    /// The same, which has told whether PostgreSQL is in recovery; by a new one within `bound`.
+    pub(super) async fn own_recovery(&self, bound: Duration) -> Result<(Arc<Sql>, Result<bool, SqlError>), SqlError> {
+        let query = "SELECT pg_is_in_recovery()";
+        if let Some((sql, rows)) = self.standing_sql(query).await
+            && let Some(told) = rows.first().and_then(|r| r.first()?.as_deref())
+        {
+            return Ok((sql, Ok(told == "t")));
+        }
+        let sql = Sql::local(&self.env, "postgres", self.env.config.probe_timeout).await?;
+        let told = sql.value::<String>("asking for recovery", query, bound).await;
+        Ok((Arc::new(sql), told.map(|t| t == "t")))
+    }
+
+    /// The connection that stands, if there is one and it answers that.
+    async fn standing_sql(&self, query: &str) -> Option<(Arc<Sql>, Vec<Row>)> {
+        let standing = self.standing.looking.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let sql = standing.filter(|s| !s.is_closed())?;
+        let rows = sql.rows("asking whether it answers", query, QUICK).await.ok()?;
+        Some((sql, rows))
     }
 
     /// [`Replication::identify`] by that connection, if it answers; otherwise by a new one, which takes its place.
