@@ -44,11 +44,13 @@ impl Planner {
         // A quorum's best holds every acknowledged commit, so others are only waited for to have a wish fulfilled,
         // where commits are not protected, to lose less, and where a term before this one was not opened: who follows
         // that one would have to be rewound before it could follow a candidate that does not, and no other may be left.
+        // Nobody is where a switchover's target has the old primary's clean end: writers wait as long as the slowest.
         let unopened = round.prev.as_ref().is_some_and(|last| round.term.0 > last.term.0 + 1);
         let liked = self.is_better_awaited(now, round, &usable);
         let decisive = round.policy.protects() && round.begin.prefer.is_none() && !unopened && !liked;
         let patience = if decisive { self.settings.recruit_grace / 10 } else { self.settings.recruit_grace };
-        let settled = answered || round.enough_since.is_some_and(|t| now.since(t) >= patience);
+        let whole = !unopened && target_is_whole(round, &usable);
+        let settled = answered || whole || round.enough_since.is_some_and(|t| now.since(t) >= patience);
         let ready = enough && (at_home || (settled && !going_home));
         let twice = if ready || round.begin.allow_loss { begun_twice(round, &usable) } else { None };
         let takes = round.begin.allow_loss && twice.is_none() && (answered || waited);
@@ -377,7 +379,16 @@ impl Planner {
         }
         if let Stage::Round(round) = &self.stage {
             self.order_promotion(round, &choice, out);
-            self.order_to_connect(round, &choice, out);
+            self.order_to_connect(round, &choice, None, out);
+        }
+    }
+
+    /// Frozen while another is promoted already.
+    pub(super) fn frozen_late(&self, node: &NodeId, out: &mut Vec<Action>) {
+        if let Stage::Round(round) = &self.stage
+            && let Step::Promoting(choice) = &round.step
+        {
+            self.order_to_connect(round, choice, Some(node), out);
         }
     }
 
@@ -386,14 +397,14 @@ impl Planner {
     /// rest, and have replayed what they have: before that PostgreSQL connects to nobody. And only if the candidate ends with a
     /// whole record: half of one that is streamed is confirmed too, and would stand for what is written in its place. The old
     /// primary compares histories, for the report; so does whose timeline has another beginning, or its WAL would be overwritten
-    /// before it was examined (INV-5).
-    fn order_to_connect(&self, round: &Round, choice: &Choice, out: &mut Vec<Action>) {
+    /// before it was examined (INV-5). `late`: only this one, which was not frozen yet at the choice.
+    fn order_to_connect(&self, round: &Round, choice: &Choice, late: Option<&NodeId>, out: &mut Vec<Action>) {
         let Some(endpoint) = self.seen.records.members.get(&choice.node).map(|m| m.postgres.clone()) else { return };
         let old = round.prev.as_ref().map(|p| &p.node);
         let whole = |f: &&Frozen| f.replay_lsn == Some(choice.base.lsn);
         let Some(chosen) = round.frozen.get(&choice.node).filter(whole) else { return };
-        let may = |n: &NodeId, f: &Frozen| *n != choice.node && Some(n) != old && f.history == chosen.history;
-        let others = round.frozen.iter().filter(|(n, f)| may(n, f));
+        let meant = |n: &NodeId| *n != choice.node && Some(n) != old && late.is_none_or(|late| late == n);
+        let others = round.frozen.iter().filter(|(n, f)| meant(n) && f.history == chosen.history);
         for (node, _) in others.filter(|(n, f)| self.may_connect(round, n, f, choice.base)) {
             let (term, primary, endpoint) = (round.term, choice.node.clone(), endpoint.clone());
             let order = Follow { term, primary, endpoint, record_lsn: None, ahead: Some(choice.base) };
@@ -437,6 +448,16 @@ pub(super) fn wishes<'a>(round: &'a Round, preferences: &'a BTreeMap<NodeId, Pre
         allow_loss: round.begin.allow_loss,
         preferences,
     }
+}
+
+/// Has a switchover's target all that the old primary, stopped cleanly, has written?
+fn target_is_whole(round: &Round, usable: &BTreeMap<NodeId, Frozen>) -> bool {
+    let (Some(end), Some(target)) = (round.begin.end_of(round.prev.as_ref()), &round.begin.prefer) else {
+        return false;
+    };
+    let other = round.prev.as_ref().is_some_and(|last| last.node != *target);
+    let have = usable.get(target).and_then(|f| f.position);
+    other && have.is_some_and(|have| have.timeline == end.timeline && have.lsn >= end.lsn)
 }
 
 /// WAL of a timeline that no term has made counts for nothing: it may lack what was acknowledged since it left its own,

@@ -374,6 +374,7 @@ impl Planner {
                 if ask.recover == (kind == CommandKind::Recover) {
                     (ask.in_flight, ask.answered) = (false, true);
                     round.frozen.insert(node.clone(), frozen);
+                    self.frozen_late(node, out);
                 }
             }
             (CommandKind::CatchUp, Ok(Reply::Frozen(frozen))) => {
