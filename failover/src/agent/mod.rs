@@ -210,6 +210,7 @@ pub(crate) struct Agent {
     /// The thread that keeps the lease has read records that are new here.
     read_again: Notify,
     look_now: Notify,
+    /// See [`next_look`].
     looked: watch::Sender<u64>,
     said: Often,
     _lock: Flock<std::fs::File>,
@@ -535,22 +536,32 @@ impl Agent {
     /// Wait for a look at PostgreSQL that began after this call, at most `bound`.
     async fn look_again(&self, bound: Duration) {
         let mut looked = self.looked.subscribe();
-        let start = *looked.borrow_and_update();
+        let due = next_look(*looked.borrow());
         self.look_now.notify_one();
-        // The look under way may have asked before this call; the one after it has not.
-        let _ = tokio::time::timeout(bound, async {
-            while *looked.borrow_and_update() < start + 2 {
-                self.look_now.notify_one();
-                if looked.changed().await.is_err() {
-                    return;
-                }
-            }
-        })
-        .await;
+        let _ = tokio::time::timeout(bound, looked.wait_for(|n| *n >= due)).await;
     }
+}
+
+/// Looks at PostgreSQL are counted when they begin and when they end. The count when one has ended that begins after `count`:
+/// one under way may have asked before.
+const fn next_look(count: u64) -> u64 {
+    count + 2 + count % 2
 }
 
 /// For display only.
 pub(crate) fn wall_millis() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis().try_into().unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::next_look;
+
+    #[test]
+    fn a_look_under_way_is_not_the_one_to_wait_for() {
+        // None is: it begins, and ends.
+        assert_eq!(next_look(4), 6);
+        // One is, and ends first.
+        assert_eq!(next_look(5), 8);
+    }
 }

@@ -213,6 +213,12 @@ impl Agent {
 
     /// Look once and publish what was seen.
     pub(crate) async fn look_once(&self, sql: &mut Option<Arc<Sql>>) {
+        self.looked.send_modify(|n| *n += 1);
+        self.look_at_it(sql).await;
+        self.looked.send_modify(|n| *n += 1);
+    }
+
+    async fn look_at_it(&self, sql: &mut Option<Arc<Sql>>) {
         let now = self.env.clock.now();
         let postmaster = postgres::postmaster(&self.env);
         if let Ok(None) = postmaster {
@@ -221,7 +227,6 @@ impl Agent {
             if !self.is_spawning() {
                 self.saw_stopped().await;
             }
-            self.looked.send_modify(|n| *n += 1);
             return;
         }
         // Whoever is asked may answer all the same.
@@ -235,7 +240,6 @@ impl Agent {
             // It hung until then, and tells of before.
             *sql = None;
             self.standing.look_by(None);
-            self.looked.send_modify(|n| *n += 1);
             return;
         }
         match asked {
@@ -263,7 +267,6 @@ impl Agent {
                 });
             }
         }
-        self.looked.send_modify(|n| *n += 1);
     }
 
     /// Nodes under whose name somebody else is connected. Only names of nodes count for commits. While a cluster is adopted
