@@ -26,6 +26,7 @@ use cluster::{Instant, Term};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// A lease that this agent holds as the primary's.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +45,7 @@ struct Guard {
     /// What commits wait for is being changed.
     turning: Option<oneshot::Receiver<Turned>>,
     /// Sessions are being ended.
-    ending: Option<tokio::task::JoinHandle<()>>,
+    ending: Option<JoinHandle<()>>,
 }
 
 /// What commits waited for before the fence, `None` once it is lifted; and what went wrong.
@@ -68,6 +69,13 @@ async fn end_sessions(env: Arc<Env>) {
     }
 }
 
+/// The lease of a term that this node was promoted in, asked for before the order to open it comes. Unused it runs out.
+pub(super) struct Ahead {
+    term: Term,
+    sent: Instant,
+    granted: JoinHandle<Result<Granted, StoreError>>,
+}
+
 /// What an order to open finds.
 enum ToBeOpened {
     /// It was carried out before.
@@ -82,9 +90,8 @@ impl Agent {
         self.promise(order.term)?;
         let failed = |e: &dyn std::error::Error| -> CommandError { self.failed("opening", e).into() };
         let lease_of = |sent_at, granted: &Granted| Lease { term: order.term, sent_at, ttl: granted.ttl };
-        // The lease is asked for meanwhile, as clients wait; its deadline counts from before the grant.
-        let sent = self.env.clock.now();
-        let (granted, found) = tokio::join!(self.store.grant(self.env.config.lease_ttl), self.to_be_opened(order));
+        // The lease is asked for meanwhile, as clients wait, if it was not before; its deadline counts from before the grant.
+        let ((sent, granted), found) = tokio::join!(self.grant(order.term), self.to_be_opened(order));
         let (term, records) = match found {
             Ok(ToBeOpened::Now(found)) => *found,
             Ok(ToBeOpened::Opened(opened)) => {
@@ -129,6 +136,26 @@ impl Agent {
                 Err(failed(&error))
             }
         }
+    }
+
+    /// Clients wait for the term to be opened: its lease is there when it is to be.
+    pub(super) fn ask_for_lease(&self, term: Term) {
+        let (store, ttl) = (Arc::clone(&self.store), self.env.config.lease_ttl);
+        let sent = self.env.clock.now();
+        let granted = tokio::spawn(async move { store.grant(ttl).await });
+        *self.ahead.lock().expect("no holder of this lock panics") = Some(Ahead { term, sent, granted });
+    }
+
+    /// The lease that was asked for ahead, or else a new one; and when it was.
+    async fn grant(&self, term: Term) -> (Instant, Result<Granted, StoreError>) {
+        let ahead = self.ahead.lock().expect("no holder of this lock panics").take();
+        if let Some(ahead) = ahead.filter(|a| a.term == term)
+            && let Ok(Ok(granted)) = ahead.granted.await
+        {
+            return (ahead.sent, Ok(granted));
+        }
+        let sent = self.env.clock.now();
+        (sent, self.store.grant(self.env.config.lease_ttl).await)
     }
 
     /// Nothing is bound to it. Nobody waits for that: it expires by itself when this fails.
@@ -399,7 +426,7 @@ impl Agent {
                 self.turn(guard, true);
                 // An agent that has just started mostly has its lease in a moment: nobody is to lose a session for that.
                 let starting = guard.missing_since.is_some_and(|since| now.since(since) < margin);
-                if !starting && guard.ending.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                if !starting && guard.ending.as_ref().is_none_or(JoinHandle::is_finished) {
                     guard.ending = Some(tokio::spawn(end_sessions(Arc::clone(&self.env))));
                 }
             }

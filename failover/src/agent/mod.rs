@@ -189,6 +189,7 @@ pub(crate) struct Agent {
     /// A manager's order to follow, which may be faster than etcd's hint.
     follow: Mutex<Option<Follow>>,
     held: Mutex<Option<lease::Held>>,
+    ahead: Mutex<Option<lease::Ahead>>,
     /// When the fence that goes by the lease was last looked at: nobody renews what nobody would fence by.
     fence_kept_at: Mutex<cluster::Instant>,
     /// What was signed for primaries that have lost etcd.
@@ -303,6 +304,7 @@ pub async fn run(
         records: watch::channel(Records::default()).0,
         follow: Mutex::new(None),
         held: Mutex::new(None),
+        ahead: Mutex::new(None),
         signature: Mutex::new(signature),
         vouched_until: Mutex::new(vouched_until),
         watchdog,

@@ -244,6 +244,7 @@ impl Agent {
         );
         // Frozen until a look shows the primary: before, it would pass for a standby whose names are its own to set.
         self.state.change(|o| o.last_timeline = Some(timeline));
+        self.ask_for_lease(order.term);
         self.checkpoint_later(order.term);
         self.look_now.notify_one();
         Ok(Promoted { fork, forks, xid_bound, xid_bounds, record_lsn, prepared })
