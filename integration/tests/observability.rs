@@ -7,6 +7,8 @@ use integration::process::unprivileged;
 use integration::prometheus::{Prometheus, alert_expressions, dashboard_expressions, operands};
 use integration::wait::wait_for;
 use integration::workload::{Readers, Style, Workload};
+use nix::sys::signal::Signal;
+use rcgen::{CertificateParams, KeyPair};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -42,7 +44,7 @@ fn promtool_accepts_the_configuration_and_every_alert_fires_and_does_not() {
 #[test]
 fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
     let _turn = one_at_a_time();
-    let cluster = Cluster::healthy();
+    let mut cluster = Cluster::healthy();
     Workload::create_table(&cluster.target()).expect("a table");
     every_process_answers(&cluster);
     let load = Workload::start(&cluster.target(), 2, &[Style::Autocommit, Style::Block], 1, Duration::from_millis(10));
@@ -53,6 +55,7 @@ fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
     cluster.active_after(before.term);
     cluster.all_stream();
     keep_a_slot(&cluster);
+    show_a_certificate(&mut cluster);
 
     let config = scrape_config(&cluster);
     let prometheus = Prometheus::start(cluster.scratch(), &config);
@@ -75,6 +78,20 @@ fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
         });
     }
     drop((load.finish(), readers.finish()));
+}
+
+/// The proxy offers TLS from now on.
+fn show_a_certificate(cluster: &mut Cluster) {
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(["localhost".to_owned()]).expect("a good name");
+    let certificate = params.self_signed(&key).expect("a certificate");
+    let files = [("server.crt", certificate.pem()), ("server.key", key.serialize_pem())];
+    let [cert, key] = files.map(|(name, text)| cluster.scratch().file(name, &text));
+    let file = cluster.config("proxy");
+    let text = std::fs::read_to_string(&file).expect("the proxy's file");
+    let tls = format!("\n[proxy.tls]\nmode = \"allow\"\ncert = {cert:?}\nkey = {key:?}\n");
+    cluster.scratch().file("proxy.toml", &(text + &tls));
+    cluster.role("proxy").signal(Signal::SIGHUP);
 }
 
 /// One that somebody else made must be seen.
