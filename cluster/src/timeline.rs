@@ -1,12 +1,17 @@
 //! Timelines and their history, as PostgreSQL keeps them.
 //!
 //! Source: PostgreSQL documentation, "Timelines"; src/backend/access/transam/timeline.c. A history file
-//! `%08X.history` lists, oldest first, each ancestor and the LSN at which its successor forked off.
+//! `%08X.history` lists, oldest first, each ancestor and the LSN at which its successor forked off. PostgreSQL begins a new one
+//! with all of its parent's, comments included: by these a timeline is known that was begun twice at the same place.
 
 use crate::lsn::Lsn;
 use crate::term::Term;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
+
+/// How a line of ours begins in a history file.
+const MARK: &str = "# pgtenure ";
 
 /// PostgreSQL's own counter of histories; in pgtenure always the number of the term that wrote it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -52,6 +57,14 @@ pub struct History {
     pub timeline: TimelineId,
     /// Its ancestors, oldest first. Empty for timeline 1.
     pub forks: Vec<Fork>,
+    /// Of it and its ancestors, what [`mark`] has left of who began them. Not of those begun by hand or by older agents.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub marks: BTreeMap<TimelineId, String>,
+}
+
+/// A line for the parent's history file, before `timeline` is begun from it: `by` is told by nobody else, ever.
+pub fn mark(timeline: TimelineId, by: &str) -> String {
+    format!("{MARK}{timeline} {by}\n")
 }
 
 /// A history file that cannot be read.
@@ -66,19 +79,26 @@ pub struct ParseHistoryError {
 impl History {
     /// A timeline without ancestors.
     pub fn root(timeline: TimelineId) -> Self {
-        Self { timeline, forks: Vec::new() }
+        Self { timeline, forks: Vec::new(), marks: BTreeMap::new() }
     }
 
-    /// Parse a history file's text. Blank lines and `#` comments are skipped, as PostgreSQL does.
+    /// Parse a history file's text. Blank lines and `#` comments are skipped, as PostgreSQL does, but for marks. Of a number the
+    /// last one counts: a promotion may have been given up and tried again.
     ///
     /// # Errors
     /// A line without `timeline<TAB>lsn`, or timelines that do not increase.
     pub fn parse(timeline: TimelineId, text: &str) -> Result<Self, ParseHistoryError> {
         let mut forks: Vec<Fork> = Vec::new();
+        let mut marks = BTreeMap::new();
         for (i, line) in text.lines().enumerate() {
             let line_no = i + 1;
             let fail = |why| ParseHistoryError { file: timeline.history_file(), line: line_no, why };
             let line = line.trim_start();
+            if let Some((number, by)) = line.strip_prefix(MARK).and_then(|mark| mark.trim_end().split_once(' '))
+                && let Ok(number) = number.parse()
+            {
+                marks.insert(TimelineId(number), by.to_owned());
+            }
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
@@ -91,12 +111,18 @@ impl History {
             }
             forks.push(Fork { timeline: tli, lsn });
         }
-        Ok(Self { timeline, forks })
+        marks.retain(|t, _| *t == timeline || forks.iter().any(|f| f.timeline == *t));
+        Ok(Self { timeline, forks, marks })
     }
 
     /// Where `ancestor` ended on this line of descent; `None` when it is not an ancestor.
     pub fn fork_of(&self, ancestor: TimelineId) -> Option<Lsn> {
         self.forks.iter().find(|f| f.timeline == ancestor).map(|f| f.lsn)
+    }
+
+    /// Did this line's `timeline` begin with another promotion than that line's? Only marks of both tell.
+    pub fn began_otherwise(&self, other: &Self, timeline: TimelineId) -> bool {
+        self.marks.get(&timeline).zip(other.marks.get(&timeline)).is_some_and(|(ours, theirs)| ours != theirs)
     }
 
     /// Is the position (timeline, lsn) on this line of descent, so that a node that ends there may simply follow?
@@ -129,6 +155,19 @@ mod tests {
         let at = |tli, lsn: &str| h.contains(TimelineId(tli), lsn.parse().unwrap());
         assert!(at(1, "0/3000148") && at(7, "9/0"));
         assert!(!at(1, "0/3000149") && !at(2, "0/1") && !at(8, "0/1"));
+    }
+
+    #[test]
+    fn who_began_a_timeline_of_the_line_is_known_by_its_last_mark() {
+        let given_up = [mark(TimelineId(3), "a 1"), mark(TimelineId(5), "b 2"), mark(TimelineId(7), "c 3")].concat();
+        let text = format!("{given_up}{TEXT}{}# pgtenure x y\n# pgtenure 3\n", mark(TimelineId(7), "c 4"));
+        let marked = History::parse(TimelineId(7), &text).unwrap();
+        assert_eq!(marked.forks, history().forks);
+        assert_eq!(marked.marks, [(TimelineId(3), "a 1".to_owned()), (TimelineId(7), "c 4".to_owned())].into());
+        let other = History::parse(TimelineId(7), &format!("{TEXT}{}", mark(TimelineId(7), "d 5"))).unwrap();
+        let otherwise = |a: &History, b: &History| [3, 5, 7].map(|t| a.began_otherwise(b, TimelineId(t)));
+        assert_eq!(otherwise(&marked, &other), [false, false, true]);
+        assert_eq!(otherwise(&marked, &history()), [false; 3], "an older agent began it");
     }
 
     #[test]

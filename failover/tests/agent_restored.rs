@@ -5,7 +5,7 @@ mod agents;
 
 use agents::{Cluster, kill_all, postmaster, unprivileged, until};
 use cluster::{Term, TimelineId};
-use failover::api::{Frozen, PostgresState, Recover};
+use failover::api::{Frozen, PostgresState, Recover, Stop, Stopped};
 use failover::record::{LossReport, Mode, PolicyRecord};
 use failover::store::{Store, Txn};
 
@@ -160,5 +160,52 @@ fn what_was_open_is_left_as_it_is_for_a_twin_that_is_not() {
         let frozen = c.freeze(b, Term(3)).await.unwrap();
         assert_eq!(frozen.position.unwrap().timeline, TimelineId(2));
         assert_eq!(c.value(b, "SELECT to_regclass('acknowledged') IS NOT NULL").await, "t");
+    });
+}
+
+#[test]
+fn twins_that_began_at_one_place_are_told_apart_by_who_began_them() {
+    unprivileged("twins_that_began_at_one_place_are_told_apart_by_who_began_them", async {
+        let mut c = Cluster::new(22655, 3, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let (a, b) = ((p + 1) % 3, (p + 2) % 3);
+        c.until_replayed(p, &[a, b]).await;
+        // A switchover: all three end at the same place.
+        let stop = Stop { term: Term(1), deadline_ms: 60_000, only_if_hung: false };
+        let end = c.post::<Stopped>(p, "stop", &stop).await.unwrap().end;
+        c.crash_agent(p).await;
+        let (begun, revision) = c.begin().await;
+        let (term, first) = c.failover_begun(begun.clone(), revision, a, &[a, b]).await;
+        let acknowledged = "CREATE TABLE acknowledged ()";
+        c.sql(a).await.batch_execute(acknowledged).await.unwrap();
+        c.until_replayed(a, &[b]).await;
+        c.until_state(b, "the open term", |s| (s.opened == term).then_some(())).await;
+
+        // etcd is restored to the recruiting, and the old primary is all that answers.
+        for i in [a, b] {
+            c.crash_agent(i).await;
+            kill_all(&c.nodes[i].config.data_dir.join("data"));
+        }
+        let (_, revision) = c.term().await;
+        let revision = c.put_term(&begun, revision).await;
+        c.start(p).await;
+        until("the freeze", async || c.freeze(p, term).await.ok()?.was_primary.then_some(())).await;
+        let recovered: Frozen = c.post(p, "recover", &Recover { term }).await.unwrap();
+        assert_eq!(recovered.position, end);
+        let (_, second) = c.failover_unopened(begun, revision, p, &[p]).await;
+        assert_eq!(first.fork, second.fork, "they begin at one place");
+
+        // Its agent has read that the first one was open.
+        c.start(b).await;
+        let told = |t: &String| t.contains("begun twice, and its term was open");
+        c.until_state(b, "what is in the way", |s| s.trouble.as_ref().is_some_and(told).then_some(())).await;
+        assert_eq!(c.value(b, "SELECT to_regclass('acknowledged') IS NOT NULL").await, "t");
+        assert_eq!(c.record::<LossReport>(c.keys.report(term, &c.nodes[b].id)).await, None);
+        // Once the cluster goes by the second one, what the first had is reported before it is replaced.
+        c.open(p).await;
+        c.until_streaming(b, p, term).await;
+        let (report, _) = c.record::<LossReport>(c.keys.report(term, &c.nodes[b].id)).await.expect("a report");
+        assert_eq!((report.fork_lsn, report.commits), (first.fork.lsn, 2), "the term's record and {acknowledged}");
+        assert_eq!(c.value(b, "SELECT to_regclass('acknowledged') IS NULL").await, "t");
     });
 }

@@ -128,7 +128,7 @@ fn history(wal: Wal) -> History {
     let parts: Vec<Position> = wal.segments(Numbering::Term).collect();
     let (last, forks) = parts.split_last().expect("a log has a timeline");
     let fork = |p: &Position| Fork { timeline: TimelineId(p.timeline().into()), lsn: Lsn(p.lsn().into()) };
-    History { timeline: TimelineId(last.timeline().into()), forks: forks.iter().map(fork).collect() }
+    History { forks: forks.iter().map(fork).collect(), ..History::root(TimelineId(last.timeline().into())) }
 }
 
 /// Every log of at most four records in which terms grow.

@@ -3,21 +3,22 @@
 //! `pg_promote` that does not finish in time may still finish later, so whoever gives up stops PostgreSQL first; the
 //! node then comes back as a standby. A newer promise is a reason to give up.
 
-use super::Agent;
 use super::commands::CommandError;
 use super::env::literal;
 use super::founding;
 use super::layout::fsync_dir;
 use super::postgres::{self, Stop, remove};
 use super::sql::{Sql, SqlError};
+use super::{Agent, wall_millis};
 use crate::api::{Position, PostgresState, Prepared, Promote, Promoted, Refused};
 use crate::fsm::sync_set::Waits;
 use crate::record::Phase;
 use cluster::sync_names::SyncNames;
-use cluster::timeline::{Fork, History, XidBound};
+use cluster::timeline::{Fork, History, XidBound, mark};
 use cluster::{Lsn, Term, TimelineId};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -210,7 +211,8 @@ impl Agent {
         self.make_slots(sql, left("making replication slots")?.min(SLOTS_BOUND)).await;
         let (xid_bound, has_terms) = next_xid(sql, left(what)?).await?;
         self.write_stubs(order.base.timeline, timeline)
-            .map_err(|source| PromoteError::File { what: "stub histories", source })?;
+            .and_then(|()| self.leave_mark(order.base.timeline, timeline))
+            .map_err(|source| PromoteError::File { what: "histories", source })?;
         tracing::info!(
             node = %self.env.config.node, term = order.term.0, timeline = timeline.0, "timelines are numbered, promoting"
         );
@@ -341,6 +343,19 @@ impl Agent {
         }
         // Mostly there is none, and clients wait.
         if to.0 > from.0 + 1 { fsync_dir(&wal) } else { Ok(()) }
+    }
+
+    /// By this the new timeline is told from another that begins at the same place: PostgreSQL begins its history with all that the
+    /// parent's file says. The parent's need not outlive a crash. One that is not there is not made up, but timeline 1 has none, and
+    /// PostgreSQL reads none.
+    fn leave_mark(&self, from: TimelineId, to: TimelineId) -> io::Result<()> {
+        let path = self.env.layout.data().join("pg_wal").join(from.history_file());
+        let by = format!("{} {} {}", self.env.config.node, self.env.holder, wall_millis());
+        match File::options().append(true).create(from.0 == 1).mode(0o600).open(path) {
+            Ok(mut file) => file.write_all(mark(to, &by).as_bytes()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Remove what [`Agent::write_stubs`] wrote; a real history is never empty.

@@ -8,7 +8,7 @@ use crate::fsm::candidate::{Beside, Choice, Wishes, choose};
 use crate::fsm::observe::millis;
 use crate::fsm::planner::{Planner, Stage};
 use crate::fsm::preference::Preference;
-use crate::fsm::rejoin::is_twin;
+use crate::fsm::rejoin::twins;
 use crate::fsm::report::{observed, phase};
 use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
@@ -467,7 +467,7 @@ fn promoted_past_us(round: &Round, frozen: &Frozen) -> Option<Unfit> {
     (have.timeline > newest).then_some(Unfit::PromotedPastUs { have, newest })
 }
 
-/// A timeline with two beginnings had two writers, so that who ends further on it need not have what the other has. That is for
+/// A timeline that was begun twice had two writers, so that who ends further on it need not have what the other has. That is for
 /// an operator to tell, by a name. It does not matter below the last open term's timeline where somebody is on that: whatever was
 /// acknowledged before is there.
 fn begun_twice(round: &Round, usable: &BTreeMap<NodeId, Frozen>) -> Option<Blocker> {
@@ -478,10 +478,10 @@ fn begun_twice(round: &Round, usable: &BTreeMap<NodeId, Frozen>) -> Option<Block
     let decides = |last: &TimelineId| usable.values().any(|f| f.position.is_some_and(|p| p.timeline >= *last));
     let from = last.filter(decides);
     let lines: Vec<(&NodeId, &History)> = usable.iter().filter_map(|(n, f)| Some((n, f.history.as_ref()?))).collect();
-    let twins = lines.iter().flat_map(|a| lines.iter().map(move |b| (a, b)));
-    let matters = twins.filter(|(a, b)| Some(a.1.timeline) >= from && is_twin(a.1, b.1));
-    let (a, b) = matters.min_by_key(|(a, _)| a.1.timeline)?;
-    Some(Blocker::BegunTwice { timeline: a.1.timeline, nodes: vec![a.0.clone(), b.0.clone()] })
+    let pairs = lines.iter().flat_map(|a| lines.iter().map(move |b| (a, b)));
+    let matters = pairs.filter_map(|(a, b)| Some((twins(a.1, b.1).find(|t| Some(*t) >= from)?, a.0, b.0)));
+    let (timeline, a, b) = matters.min_by_key(|(timeline, ..)| *timeline)?;
+    Some(Blocker::BegunTwice { timeline, nodes: vec![a.clone(), b.clone()] })
 }
 
 fn keys(map: &BTreeMap<NodeId, Frozen>) -> Vec<NodeId> {

@@ -50,8 +50,8 @@ pub enum Plan {
 pub enum Why {
     /// A rewind was interrupted, or what was rewound or copied lacks WAL that the primary has not.
     RewindInterrupted,
-    /// Both call the same timeline by the same number, but it began at different places: pg_rewind would see no
-    /// difference.
+    /// Both call the same timeline by the same number, but it began at different places, or with two promotions: pg_rewind would
+    /// see no difference.
     Twins(TimelineId),
     /// This node's own history file is missing.
     HistoryUnknown,
@@ -81,22 +81,20 @@ fn may_replace(twin: TimelineId, opened: Term, source_is_open: bool) -> bool {
 
 /// Decide.
 pub fn plan(facts: &Facts<'_>) -> Plan {
+    let twin = facts.own.and_then(|own| twins(own, facts.upstream).next());
+    if let Some(twin) = twin.filter(|twin| !may_replace(*twin, facts.opened, facts.source_is_open))
+        // What is half rewound is of no use by itself.
+        && (facts.whole || !facts.rewind_interrupted)
+    {
+        return Plan::Keep(twin);
+    }
     let (parted, why_not_rewind) = match facts.own {
         Some(own) if facts.upstream.contains_line(own, facts.own_end.lsn) => {
             // An interrupted rewind may well look like a fit, because the control file is written first or last.
             return if facts.rewind_interrupted { Plan::Reclone(Why::RewindInterrupted) } else { Plan::Follow };
         }
-        // What is half rewound is of no use by itself.
-        Some(own)
-            if is_twin(own, facts.upstream)
-                && !may_replace(own.timeline, facts.opened, facts.source_is_open)
-                && (facts.whole || !facts.rewind_interrupted) =>
-        {
-            return Plan::Keep(own.timeline);
-        }
         Some(own) => match divergence(own, facts.own_end.lsn, facts.upstream) {
-            Some(fork) if is_twin(own, facts.upstream) => (fork, Some(Why::Twins(own.timeline))),
-            Some(fork) => (fork, None),
+            Some(fork) => (fork, twin.map(Why::Twins)),
             None => (start_of(own), Some(Why::NothingInCommon)),
         },
         None => (oldest_possible(facts), Some(Why::HistoryUnknown)),
@@ -125,7 +123,7 @@ pub fn divergence(own: &History, end: Lsn, upstream: &History) -> Option<Fork> {
     let theirs = segments(upstream, Lsn(u64::MAX));
     let mut last = None;
     for (a, b) in mine.iter().zip(&theirs) {
-        if a.timeline != b.timeline {
+        if a.timeline != b.timeline || own.began_otherwise(upstream, a.timeline) {
             break;
         }
         last = Some(Fork { timeline: a.timeline, lsn: a.lsn.min(b.lsn) });
@@ -168,17 +166,20 @@ fn oldest_possible(facts: &Facts<'_>) -> Fork {
     Fork { timeline, lsn: lower.map_or(facts.own_end.lsn, |f| f.lsn) }
 }
 
-/// Did `own`'s timeline begin elsewhere on `upstream`'s line of descent?
-pub fn is_twin(own: &History, upstream: &History) -> bool {
+/// Which timelines of `own`'s began twice, the lowest first: its own one elsewhere on `upstream`'s line of descent, or any one
+/// with another promotion. Where ancestors of one number began at different places the two part before, as pg_rewind sees, too.
+pub fn twins<'a>(own: &'a History, upstream: &'a History) -> impl Iterator<Item = TimelineId> {
     let begins = |h: &History, timeline: TimelineId| -> Option<Option<Fork>> {
         let all = segments(h, Lsn::INVALID);
         let i = all.iter().position(|s| s.timeline == timeline)?;
         Some(i.checked_sub(1).map(|before| all[before]))
     };
-    match (begins(own, own.timeline), begins(upstream, own.timeline)) {
+    let elsewhere = match (begins(own, own.timeline), begins(upstream, own.timeline)) {
         (Some(a), Some(b)) => a != b,
         _ => false,
-    }
+    };
+    let all = segments(own, Lsn::INVALID).into_iter().map(|s| s.timeline);
+    all.filter(move |t| own.began_otherwise(upstream, *t) || elsewhere && *t == own.timeline)
 }
 
 /// Comparing whole lines of descent.
@@ -189,7 +190,7 @@ trait ContainsLine {
 
 impl ContainsLine for History {
     fn contains_line(&self, own: &History, end: Lsn) -> bool {
-        self.contains(own.timeline, end) && !is_twin(own, self)
+        self.contains(own.timeline, end) && twins(own, self).next().is_none()
     }
 }
 
@@ -204,7 +205,13 @@ mod tests {
             let (t, l) = f.split_once('@').unwrap();
             Fork { timeline: TimelineId(t.parse().unwrap()), lsn: Lsn(l.parse().unwrap()) }
         });
-        History { timeline: TimelineId(timeline.parse().unwrap()), forks: forks.collect() }
+        History { forks: forks.collect(), ..History::root(TimelineId(timeline.parse().unwrap())) }
+    }
+
+    /// With marks: `2a,3b` reads: who began timeline 2 left an `a`.
+    fn marked(text: &str, marks: &str) -> History {
+        let mark = |m: &str| (TimelineId(m[..1].parse().unwrap()), m[1..].to_owned());
+        History { marks: marks.split(',').map(mark).collect(), ..history(text) }
     }
 
     fn check(own: &str, end: u64, upstream: &str, examined: Option<(u32, u64)>, expected: Plan) {
@@ -252,6 +259,41 @@ mod tests {
     fn twins_are_never_rewound() {
         check("1@100 2", 120, "1@90 2", None, Plan::Examine(at(1, 90)));
         check("1@100 2", 120, "1@90 2", Some((1, 90)), Plan::Reclone(Why::Twins(TimelineId(2))));
+    }
+
+    #[test]
+    fn twins_that_began_at_one_place_are_known_by_their_marks() {
+        let (own, end) = (marked("1@100 2", "2a"), Position { timeline: TimelineId(2), lsn: Lsn(120) });
+        fn facts<'a>(own: &'a History, upstream: &'a History, own_end: Position, examined: Option<Fork>) -> Facts<'a> {
+            Facts {
+                own_end,
+                own: Some(own),
+                upstream,
+                rewind_interrupted: false,
+                whole: false,
+                examined,
+                opened: Term(0),
+                source_is_open: false,
+            }
+        }
+        let twins = Plan::Reclone(Why::Twins(TimelineId(2)));
+        for upstream in [marked("1@100 2", "2b"), marked("1@100,2@150 3", "2b,3c")] {
+            // All that is past where both began, or "nothing lost" would be said of it.
+            assert_eq!(plan(&facts(&own, &upstream, end, None)), Plan::Examine(at(1, 100)));
+            assert_eq!(plan(&facts(&own, &upstream, end, Some(at(1, 100)))), twins);
+            let opened = Facts { opened: Term(2), ..facts(&own, &upstream, end, None) };
+            assert_eq!(plan(&opened), Plan::Keep(TimelineId(2)));
+        }
+        // What was begun from it, too; pg_rewind would take 2 for what they have in common.
+        let (later, upstream) = (marked("1@100,2@130 4", "2a,4d"), marked("1@100,2@150 5", "2b,5e"));
+        let end = Position { timeline: TimelineId(4), ..end };
+        assert_eq!(plan(&facts(&later, &upstream, end, None)), Plan::Examine(at(1, 100)));
+        assert_eq!(plan(&facts(&later, &upstream, end, Some(at(1, 100)))), twins);
+        // The same promotion's, or nobody knows whose.
+        let end = Position { timeline: TimelineId(2), ..end };
+        for upstream in [own.clone(), history("1@100 2"), marked("1@100,2@150 3", "2a,3c"), history("1@100,2@150 3")] {
+            assert_eq!(plan(&facts(&own, &upstream, end, None)), Plan::Follow);
+        }
     }
 
     #[test]

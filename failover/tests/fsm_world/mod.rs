@@ -252,7 +252,12 @@ impl World {
         let fork = |p: &str| parse::position(p).map(|p| Fork { timeline: p.timeline, lsn: p.lsn });
         let line = words.optional::<String>("line")?;
         let forks = line.map(|l| l.split(',').map(fork).collect::<Result<Vec<Fork>, _>>()).transpose()?;
-        let history = position.zip(forks).map(|(p, forks)| History { timeline: p.timeline, forks });
+        // Who began them, `mark=TL:TEXT,…`.
+        let mark = |m: &str| m.split_once(':').and_then(|(t, by)| Some((TimelineId(t.parse().ok()?), by.to_owned())));
+        let marks = words
+            .optional::<String>("mark")?
+            .map_or_else(Default::default, |m| m.split(',').filter_map(mark).collect());
+        let history = position.zip(forks).map(|(p, forks)| History { timeline: p.timeline, forks, marks });
         let frozen = Frozen {
             node: node.clone(),
             term,

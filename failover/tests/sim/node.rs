@@ -228,7 +228,7 @@ impl Node {
                 timeline = *next;
             }
         }
-        History { timeline: TimelineId(timeline), forks }
+        History { forks, ..History::root(TimelineId(timeline)) }
     }
 
     pub(crate) fn stop(&mut self) {
