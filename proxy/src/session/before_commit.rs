@@ -6,15 +6,10 @@
 //! statement told to stop what it is at, if it does not wait. One that ends in that very moment leaves the signal to its
 //! commit: that is told by its notice, as ever.
 
-use crate::config::PoolMode;
-use crate::route::{Consistency, Promise};
-use crate::session::acquire::Want;
 use crate::session::cancel::{Asks, Waiters};
 use crate::session::client::Session;
 use crate::session::confirm::Connection;
 use crate::session::relay::Hidden;
-use crate::session::server::Server;
-use crate::sql::Access;
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -72,18 +67,10 @@ impl Session {
     /// to wait for: those of the pool may all wait for standbys. One that was idle and does not answer may be dead: half of the
     /// time is for a new one. While one is asked nobody else has it asked for the same.
     pub(super) fn cancel_unless(&mut self, unless: Unless, asks: Asks, waiters: Waiters) {
-        let first = |server: &Server| server.cancels.ask(asks, waiters);
-        if !self.server.as_ref().is_some_and(first) {
-            return;
-        }
-        let now = self.w.now();
-        let Want { promise, .. } = self.want(Access::Write, now);
-        let promise = Promise { after: None, consistency: Consistency::Eventual, ..promise };
-        let want = Want { quiet: true, avoid: Vec::new(), since: now, promise, ..self.want(Access::Write, now) };
-        let Some(server) = &self.server else { return };
+        let (want, keeps) = self.want_beside(self.w.now());
+        let Some(server) = self.server.as_ref().filter(|server| server.cancels.ask(asks, waiters)) else { return };
         let (node, pid, cancels) = (server.meta.node.clone(), server.meta.key.0, server.cancels.begin());
         let (w, presence, limit) = (self.w.clone(), self.presence.clone(), self.w.config().connect_timeout);
-        let keeps = self.mode == PoolMode::Transaction;
         let errand = self.w.begin_errand();
         self.cancelling = true;
         tokio::task::spawn_local(async move {

@@ -10,13 +10,10 @@ mod later;
 pub(super) use later::Connection;
 pub(crate) use later::Later;
 
-use crate::config::PoolMode;
 use crate::route::durability::Durability;
-use crate::route::{Consistency, Promise};
 use crate::session::acquire::{Want, change};
 use crate::session::client::Session;
 use crate::session::presence::Activity;
-use crate::sql::Access;
 use crate::wire::error_response::{ClientError, Doubt};
 use crate::worker::Worker;
 use cluster::{Instant, NodeId, Role, Term};
@@ -44,10 +41,7 @@ impl Session {
         self.mark(Activity::Waiting, now, false);
         self.presence.expired.set(None);
         let w = self.w.clone();
-        let want = self.want(Access::Write, now);
-        let promise = Promise { after: None, consistency: Consistency::Eventual, ..want.promise };
-        let want = Want { quiet: true, avoid: Vec::new(), since: now, promise, ..want };
-        let keeps = self.mode == PoolMode::Transaction;
+        let (want, keeps) = self.want_beside(now);
         let hold = self.w.config().hold_timeout;
         let limit = if self.cancelled { hold.min(CANCELLED) } else { hold };
         let search = Search { w: &w, want, keeps, node: &node, term, level, limit };

@@ -4,18 +4,15 @@
 //! primary is asked, on a connection of the client's own pool. All of that takes `proxy.hold_timeout` at most; a cancel
 //! request ends it sooner. Where nobody can tell it is 08007, as it would have been at once.
 
-use crate::config::PoolMode;
 use crate::ledger::verdict::{after_asking, before_asking};
 use crate::ledger::{Descent, Mark, Since, Status, Verdict, Why};
 use crate::metrics::Resolved;
 use crate::route::durability::Durability;
-use crate::route::{Consistency, Promise};
 use crate::session::acquire::{self, Want, change};
 use crate::session::client::Session;
 use crate::session::in_use::InUse;
 use crate::session::lost::{self, Owed};
 use crate::session::presence::Activity;
-use crate::sql::Access;
 use crate::worker::Worker;
 use cluster::per_term::Fate;
 use cluster::topology::Gate;
@@ -48,11 +45,7 @@ impl Session {
         // A limit that the statement exceeded while its server ran it says nothing about this wait.
         self.presence.expired.set(None);
         let w = self.w.clone();
-        let want = self.want(Access::Write, now);
-        // Whatever its reads are promised: this one may be what an answer to a promise hangs on.
-        let promise = Promise { after: None, consistency: Consistency::Eventual, ..want.promise };
-        let want = Want { quiet: true, avoid: Vec::new(), since: now, promise, ..want };
-        let keeps = self.mode == PoolMode::Transaction;
+        let (want, keeps) = self.want_beside(now);
         let search = Search { w: &w, want, keeps, term: doubt.term, level: doubt.level };
         let _resolving = Resolving::new(&w);
         let (verdict, open) = tokio::select! {

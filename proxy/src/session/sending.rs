@@ -4,7 +4,7 @@ use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::metrics::{Outcome, bump};
 use crate::route::durability::Durability;
-use crate::route::{Reason, Unproven};
+use crate::route::{Consistency, Promise, Reason, Unproven};
 use crate::session::acquire::{self, Found, NotFound, Want};
 use crate::session::batch::Unit;
 use crate::session::client::{Failure, Loss, MAX_TEXT, Session, Tail, Turn, read_more};
@@ -185,6 +185,15 @@ impl Session {
             avoid: self.avoid.clone(),
             since: self.waiting_since.unwrap_or(now),
         }
+    }
+
+    /// The same for a connection besides the session's own; and may that serve others afterwards?
+    pub(super) fn want_beside(&mut self, now: Instant) -> (Want, bool) {
+        let want = self.want(Access::Write, now);
+        // Whatever its reads are promised: this one may be what an answer to a promise hangs on.
+        let promise = Promise { after: None, consistency: Consistency::Eventual, ..want.promise };
+        let want = Want { quiet: true, avoid: Vec::new(), since: now, promise, ..want };
+        (want, self.mode == PoolMode::Transaction)
     }
 
     pub(super) fn attach(&mut self, found: Found) {
