@@ -70,14 +70,9 @@ impl Session {
             }
             return;
         }
-        let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) else { return };
-        self.show_server(None);
         let mut relay = std::mem::take(&mut self.relay);
         (relay.retries, relay.head_kept) = (false, false);
-        let limit = self.w.config().drain_bytes;
-        let rest = std::mem::take(&mut self.server_in);
-        let drained =
-            Drained { server, relay, rest, to_server: std::mem::take(&mut self.to_server), left: limit, limit };
+        let Some((pool, drained)) = self.drained(relay) else { return };
         let (busy, w) = (std::mem::take(&mut self.busy), self.w.clone());
         let cancelling = std::mem::take(&mut self.cancelling);
         tokio::task::spawn_local(async move {
@@ -102,10 +97,7 @@ impl Session {
     /// that nobody will answer.
     pub(super) fn part(&mut self) -> Vec<Entry> {
         let (entries, relay) = self.relay.part();
-        if let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) {
-            self.show_server(None);
-            let (rest, limit) = (std::mem::take(&mut self.server_in), self.w.config().drain_bytes);
-            let drained = Drained { server, relay, rest, to_server: Outbox::default(), left: limit, limit };
+        if let Some((pool, drained)) = self.drained(relay) {
             tokio::task::spawn_local(drain(self.w.clone(), pool, drained, None));
         }
         entries
@@ -115,14 +107,20 @@ impl Session {
 impl Session {
     /// The session goes on without its server, on which it has a transaction block that has done nothing.
     pub(super) fn leave_block(&mut self) {
-        let (Some(server), Some(pool)) = (self.server.take(), self.pool.take()) else { return };
-        self.show_server(None);
-        self.set_busy(None);
         let mut relay = std::mem::take(&mut self.relay);
         relay.retries = false;
-        let (rest, limit) = (std::mem::take(&mut self.server_in), self.w.config().drain_bytes);
-        let drained = Drained { server, relay, rest, to_server: Outbox::default(), left: limit, limit };
+        let Some((pool, drained)) = self.drained(relay) else { return };
+        self.set_busy(None);
         tokio::task::spawn_local(roll_back(self.w.clone(), pool, drained));
+    }
+
+    /// Its server, and the conversation that it has there.
+    fn drained(&mut self, relay: Relay) -> Option<(Rc<Pool>, Drained)> {
+        let (server, pool) = self.server.take().zip(self.pool.take())?;
+        self.show_server(None);
+        let (rest, to_server) = (std::mem::take(&mut self.server_in), std::mem::take(&mut self.to_server));
+        let limit = self.w.config().drain_bytes;
+        Some((pool, Drained { server, relay, rest, to_server, left: limit, limit }))
     }
 }
 
