@@ -92,31 +92,16 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     if status != TxStatus::Idle {
         s.waiting_since = None;
     }
-    let (unheard, listened) = (s.tracking.asks_channels(), s.tracking.listened);
-    s.leave_draws();
-    s.tracking.lose(&mut s.pins, undone);
-    s.parse_key = s.shared_key();
-    s.statements.apart = false;
-    if unheard {
-        s.tracking.channels.clear();
-    }
-    if s.pins.has(PinReason::Listen) && (unheard || !s.tracking.channels.is_empty()) {
+    let listened = s.tracking.listened;
+    if lose_session(s, Some(&node), undone) {
         if loss == Loss::HoldTimeout {
             // Nobody would tell a client that waits for notifications only.
             s.deaf();
             return false;
         }
         // Listening is taken up elsewhere, without waiting for a statement of the client.
-        s.pins.remove(PinReason::Listen);
         s.listens = true;
     }
-    s.durability.settle();
-    s.count_pins(Pins::NONE);
-    let pins = std::mem::take(&mut s.pins);
-    if !pins.is_empty() {
-        s.lost_pins = Some((node.clone(), pins));
-    }
-    s.relay.status = TxStatus::Idle;
     let first = (sent.len(), delivered, s.retained_lens.front().is_some_and(|&len| len > 0));
     let view = losses::View { term: s.w.view.borrow().topology.term, open: s.w.gate(s.w.now()) == Gate::Open };
     let times = (s.presence.doing.get().since, s.w.now());
@@ -306,30 +291,36 @@ pub(super) fn leave(s: &mut Session) {
     (s.server_in, s.behind, s.hint_warned) = (Vec::new(), false, false);
     s.rescan = true;
     s.set_busy(None);
+    // First the client is told what is due.
+    s.relistens |= lose_session(s, node.as_ref(), true);
+    (s.fresh, s.replants) = (None, false);
+    s.correct();
+    s.retained.clear();
+    s.retained_lens.clear();
+}
+
+/// What the session has on its server is lost with it; `undone`: what was in flight has changed nothing. Has it listened there?
+fn lose_session(s: &mut Session, node: Option<&NodeId>, undone: bool) -> bool {
     let unheard = s.tracking.asks_channels();
     s.leave_draws();
-    s.tracking.lose(&mut s.pins, true);
+    s.tracking.lose(&mut s.pins, undone);
+    s.parse_key = s.shared_key();
+    s.statements.apart = false;
     if unheard {
         s.tracking.channels.clear();
     }
-    if s.pins.has(PinReason::Listen) && (unheard || !s.tracking.channels.is_empty()) {
-        // First the client is told what is due.
+    let listened = s.pins.has(PinReason::Listen) && (unheard || !s.tracking.channels.is_empty());
+    if listened {
         s.pins.remove(PinReason::Listen);
-        s.relistens = true;
     }
-    s.parse_key = s.shared_key();
-    s.statements.apart = false;
     s.durability.settle();
     s.count_pins(Pins::NONE);
     let pins = std::mem::take(&mut s.pins);
     if let Some(node) = node.filter(|_| !pins.is_empty()) {
-        s.lost_pins = Some((node, pins));
+        s.lost_pins = Some((node.clone(), pins));
     }
-    (s.fresh, s.replants) = (None, false);
     s.relay.status = TxStatus::Idle;
-    s.correct();
-    s.retained.clear();
-    s.retained_lens.clear();
+    listened
 }
 
 /// What was to be sent to the server is for no other, nor is the rest of a message that the client has not sent whole: the
