@@ -93,23 +93,23 @@ impl Session {
                 Some(frame) => self.not_applied(&frame)?,
             },
             Some(Asked::Question { settings, pins }) => {
-                match (&self.server, hidden.error) {
-                    (Some(server), None) => {
+                let Some(server) = &self.server else { return Ok(true) };
+                match hidden.error {
+                    None => {
                         hidden.rows.retain(|row| !in_force::is_shown(row, &server.meta.shown));
                         self.tracking.answer((settings, pins), &hidden.rows, &mut self.pins, &*server.meta);
                         self.settled();
                     }
-                    (_, Some(frame)) if limits(&frame) && self.tracking.ask_again(pins) => {
+                    Some(frame) if limits(&frame) && self.tracking.ask_again(pins) => {
                         if settings {
                             self.pins.add(PinReason::Set);
                         }
                     }
-                    (_, Some(frame)) => {
+                    Some(frame) => {
                         let message = String::from_utf8_lossy(backend::fields(&frame).message).into_owned();
                         tracing::debug!(reason = message.as_str(), "session pinned, its settings could not be read");
                         self.tracking.unanswered();
                     }
-                    (None, None) => {}
                 }
                 self.idle(now);
             }
