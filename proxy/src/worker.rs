@@ -42,7 +42,7 @@ use crate::session::account::Accounts;
 use crate::session::cancel::Asks;
 use crate::session::confirm::Later;
 use crate::session::greeting::Greeting;
-use crate::session::presence::{End, Places, Presence};
+use crate::session::presence::{Places, Presence};
 use crate::session::server::{Meta, Server};
 use crate::session::settings::Shared as Beginning;
 use crate::session::statements::Texts;
@@ -437,7 +437,7 @@ impl Worker {
         if order == Order::Kill {
             let places = self.places.borrow();
             let meant = |p: &Presence| p.facts.get().is_some_and(|f| scope.covers(&f.identity.database));
-            places.all().filter(|(_, p)| meant(p)).for_each(|(_, p)| p.end(End::Killed));
+            places.all().filter(|(_, p)| meant(p)).for_each(|(_, p)| p.end());
         }
         self.tell_change();
     }
@@ -445,7 +445,7 @@ impl Worker {
     fn kill_client(&self, place: usize) -> bool {
         let places = self.places.borrow();
         let presence = places.at(place);
-        presence.into_iter().for_each(|p| p.end(End::Killed));
+        presence.into_iter().for_each(|p| p.end());
         presence.is_some()
     }
 

@@ -5,7 +5,7 @@ use crate::route::durability::Durability;
 use crate::session::before_commit::Unless;
 use crate::session::cancel::{Asks, Waiters};
 use crate::session::client::{Failure, Loss, Session, Turn};
-use crate::session::presence::{Activity, End};
+use crate::session::presence::Activity;
 use crate::session::timers::Expiry;
 use crate::session::{acquire, cancel, lost};
 use crate::sql::Access;
@@ -42,16 +42,14 @@ impl Session {
                 self.rest(self.w.now());
             }
         }
-        if let Some(end) = self.presence.end.take() {
+        if self.presence.end.take() {
             let may_commit = self.relay.may_commit();
             self.stop();
             if may_commit {
                 // Anything said now would be taken for the outcome, which nobody knows.
                 return Err(Turn::Close);
             }
-            return Err(self.farewell(match end {
-                End::Killed => &ClientError::ShuttingDown,
-            }));
+            return Err(self.farewell(&ClientError::ShuttingDown));
         }
         if self.presence.moved.get()
             && self.inbox.is_empty()

@@ -49,13 +49,6 @@ pub struct Facts {
     pub admission: RefCell<Option<Admission>>,
 }
 
-/// Why a session is ended from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// An operator said so.
-    Killed,
-}
-
 /// What can be told a session from outside of its own sockets, and what it shows.
 pub struct Presence {
     /// Its secret for cancel requests, once it has one.
@@ -66,7 +59,7 @@ pub struct Presence {
     /// Such requests that are on their way to its server.
     pub cancels: Cell<usize>,
     /// It is to end.
-    pub end: Cell<Option<End>>,
+    pub end: Cell<bool>,
     /// Whose it is.
     pub facts: OnceCell<Facts>,
     /// What it does.
@@ -106,7 +99,7 @@ impl Presence {
             waker: RefCell::default(),
             cancel: Cell::new(None),
             cancels: Cell::new(0),
-            end: Cell::new(None),
+            end: Cell::new(false),
             facts: OnceCell::new(),
             doing: Cell::new(Doing { activity: Activity::Idle, since: now, began: now }),
             prepared: Cell::new((0, 0)),
@@ -184,8 +177,8 @@ impl Presence {
     }
 
     /// The session is to end.
-    pub fn end(&self, why: End) {
-        self.end.set(Some(why));
+    pub fn end(&self) {
+        self.end.set(true);
         self.wake();
     }
 }

@@ -538,7 +538,7 @@ impl Session {
             (self.eof, self.inbox) = (true, Vec::new());
             return Poll::Ready(None);
         }
-        if self.presence.end.get().is_some() || self.presence.expired.get().is_some() {
+        if self.presence.end.get() || self.presence.expired.get().is_some() {
             return Poll::Ready(None);
         }
         if self.presence.cancel.take().is_some() {

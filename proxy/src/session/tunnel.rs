@@ -41,7 +41,7 @@ pub(super) async fn run(mut s: Session) {
     }
     let (between, said) = (frames.between(), frames.last() == b'E');
     let node = s.drop_server().map(|(node, _)| node);
-    let stopping = s.w.shared.stopping.load(Ordering::Relaxed) || s.presence.end.take().is_some();
+    let stopping = s.w.shared.stopping.load(Ordering::Relaxed) || s.presence.end.take();
     tracing::info!(?node, ?ending, between, "replication connection ended");
     let told = match ending {
         Ending::Client => return,
@@ -69,7 +69,7 @@ pub(super) async fn run(mut s: Session) {
 
 fn pump(s: &mut Session, frames: &mut Follower, cx: &mut Context<'_>) -> Poll<Ending> {
     s.presence.park(cx.waker());
-    if s.w.shared.stopping.load(Ordering::Relaxed) || s.presence.end.get().is_some() {
+    if s.w.shared.stopping.load(Ordering::Relaxed) || s.presence.end.get() {
         return Poll::Ready(Ending::Deposed);
     }
     if s.generation != s.w.generation.get() {

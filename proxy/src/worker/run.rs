@@ -2,7 +2,6 @@
 
 use crate::net::{Origin, Stream, round};
 use crate::pool::{health, survey, warm};
-use crate::session::presence::End;
 use crate::session::server::Server;
 use crate::session::{client, login};
 use crate::worker::accept::{self, Entrances};
@@ -103,7 +102,7 @@ pub async fn run(worker: Rc<Worker>, mut inbound: Inbound) {
 
 /// The process ends: who is still here is told so, as far as that takes no time.
 async fn dismiss(worker: &Worker) {
-    worker.each_session(|presence| presence.end(End::Killed));
+    worker.each_session(|presence| presence.end());
     let gone = async {
         loop {
             // Listened for before it is looked at: who leaves in between is not missed.
