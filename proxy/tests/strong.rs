@@ -6,6 +6,7 @@ use cluster::topology::{Gate, Quorum, Topology};
 use cluster::{Clock, Instant};
 use common::raw::{Raw, wait_until_waiting};
 use common::{Cluster, dial, wait_for};
+use proxy::config::PoolMode;
 use proxy::session::presence::Activity;
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
@@ -276,6 +277,34 @@ fn who_was_held_for_the_gate_is_not_sent_with_the_proof_from_before() {
     c.publish(|t| t.read_at = Some(Clock.now()));
     assert_eq!(b.query("select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
     assert_eq!(a.query("select current_setting('work_mem')")[1], "D 8MB");
+}
+
+/// The statement that it was found for was cancelled, and the next one looks anew.
+#[test]
+fn a_kept_server_is_proven_for_the_statement_behind_one_that_was_cancelled() {
+    let c = Cluster::start(0, |raw| {
+        (raw.workers, raw.pools.pool_mode) = (1, PoolMode::Session);
+        raw.hold_timeout = cluster::config::Span::secs(3);
+    });
+    c.warm();
+    let idle = "select pid from pg_stat_activity where usename = 'app' and query = 'DISCARD ALL' and state = 'idle'";
+    let pid = wait_for("a server to be idle", || c.nodes[0].psql(idle).parse().ok());
+    let pid = nix::unistd::Pid::from_raw(pid);
+    let mut a = Raw::login(c.port, &[("application_name", "another")]);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    a.write(|out| write_query(out, "select 1"));
+    wait_for("the server to be given its settings", || {
+        (c.counter_of("pgtenure_proxy_servers", "in_use") == 1.0).then_some(())
+    });
+    let mut request = dial(c.port);
+    request.write_all(&cancel_request(a.key.0, a.key.1)).unwrap();
+    assert_eq!(request.read(&mut [0]).unwrap(), 0);
+    assert_eq!(a.until_ready(), ["E 57014", "Z I"]);
+    c.publish(unproven);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    assert_eq!(a.query("select 1"), ["E 57P03", "Z I"]);
+    c.publish(|t| t.read_at = Some(Clock.now()));
+    assert_eq!(a.query("select 1"), ["T", "D 1", "C SELECT 1", "Z I"]);
 }
 
 #[test]
