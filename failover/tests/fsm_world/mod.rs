@@ -5,7 +5,7 @@ mod records;
 mod show;
 
 use cluster::timeline::{Fork, History};
-use cluster::{Endpoint, Instant, Lsn, NodeId, Term};
+use cluster::{Endpoint, Instant, Lsn, NodeId, Term, TimelineId};
 use failover::api::{AgentState, Armed, Frozen, Opened, Prepared, Promoted, Refused, Stopped};
 use failover::fsm::action::{
     Action, Change, ChangeKind, CommandError, CommandKind, Input, Operation, PolicyChange, Reply,
