@@ -10,7 +10,7 @@ use super::env::own_variables;
 use super::process::{self, Death};
 use super::sql::{Sql, SqlError};
 use super::tool::ToolError;
-use crate::fsm::unstarted::{Elsewhere, last_words, not_in_the_data};
+use crate::fsm::unstarted::{Reason, last_words, reason};
 use cluster::TimelineId;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -29,6 +29,9 @@ const KILL_BOUND: Duration = Duration::from_secs(10);
 /// Names the file by which each process of PostgreSQL's says how gladly the kernel may kill it.
 const OOM_FILE: &str = "PG_OOM_ADJUST_FILE";
 
+/// In the data directory, where the log's writer tells to which files it writes.
+const CURRENT_LOG: &str = "current_logfiles";
+
 /// PostgreSQL that does not start or stop.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServerError {
@@ -46,8 +49,8 @@ pub(crate) enum ServerError {
     Ended {
         /// The end of its log.
         log: String,
-        /// What is the matter, where that says that it is not the data.
-        not_in_the_data: Option<Elsewhere>,
+        /// What that says of the data.
+        reason: Reason,
     },
     /// It is not ready in time.
     #[error("PostgreSQL was not ready after {after:?}: {last}")]
@@ -159,7 +162,7 @@ fn prepare(env: &Env, how: As) -> io::Result<()> {
     let data = env.layout.data();
     // Another program may have got the pid by now, and PostgreSQL would then refuse to start.
     let lock = env.layout.socket_dir().join(format!(".s.PGSQL.{}.lock", env.config.postgres_port));
-    for stale in [data.join("postmaster.pid"), lock] {
+    for stale in [data.join("postmaster.pid"), lock, data.join(CURRENT_LOG)] {
         remove(&stale)?;
     }
     let signal = data.join("standby.signal");
@@ -213,10 +216,7 @@ pub(crate) async fn wait_ready(env: &Env, pid: Pid, given_up: impl Fn() -> bool)
         if !alive(pid) {
             process::let_speak(&env.layout.data()).await;
             let log = log_tail(env);
-            return Err(ServerError::Ended {
-                not_in_the_data: not_in_the_data(&log),
-                log: last_words(&log).join(" | "),
-            });
+            return Err(ServerError::Ended { reason: reason(&log), log: last_words(&log).join(" | ") });
         }
         // Not before it has told its pid: whoever comes next would find no postmaster, and start another.
         if given_up() && postmaster(env).is_ok_and(|found| found == Some(pid)) {
@@ -281,7 +281,7 @@ pub(crate) fn reload(env: &Env) -> io::Result<()> {
 
 /// The end of what PostgreSQL logged.
 pub(crate) fn log_tail(env: &Env) -> String {
-    let Some(path) = newest_log(&env.layout.log_dir(), &env.layout.start_log()) else { return "nothing logged".into() };
+    let path = current_log(&env.layout.data(), env.layout.start_log());
     let text = File::open(path).and_then(|mut f| {
         let length = f.metadata()?.len();
         f.seek(SeekFrom::Start(length.saturating_sub(4000)))?;
@@ -292,15 +292,11 @@ pub(crate) fn log_tail(env: &Env) -> String {
     text.unwrap_or_default()
 }
 
-/// The file of `dir` that was written last. What a postmaster that starts writes itself (to `start_log`) comes before what the
-/// log's writer does, and when it ends at once both have the same time: the kernel's clock of files has steps of some ms.
-fn newest_log(dir: &Path, start_log: &Path) -> Option<PathBuf> {
-    let written = fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| {
-        let meta = entry.metadata().ok().filter(|m| m.len() > 0)?;
-        let path = entry.path();
-        Some((meta.modified().ok()?, path != start_log, path))
-    });
-    written.max().map(|(_, _, path)| path)
+/// What a postmaster says before the log's writer runs is in `start_log`. That one tells where it writes before it does.
+fn current_log(data: &Path, start_log: PathBuf) -> PathBuf {
+    let told = fs::read_to_string(data.join(CURRENT_LOG)).unwrap_or_default();
+    // Each line begins with a format.
+    told.lines().next().and_then(|line| line.split_once(' ')).map_or(start_log, |(_, path)| data.join(path))
 }
 
 #[cfg(test)]
@@ -308,25 +304,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_two_logs_of_one_time_the_one_of_the_logs_writer_tells_how_it_ended() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = std::time::SystemTime::now();
-        let path = |name: &str| dir.path().join(name);
-        let write = |name: &str, at| {
-            fs::write(path(name), name).unwrap();
-            File::options().append(true).open(path(name)).unwrap().set_modified(at).unwrap();
-        };
-        assert_eq!(newest_log(dir.path(), &path("start.log")), None);
-        for name in ["start.log", "postgresql-04.log", "postgresql-03.log"] {
-            write(name, if name.contains("03") { at - Duration::from_secs(60) } else { at });
-        }
-        // Both as its name sorts before and behind the other's.
-        for start in ["start.log", "a-start.log"] {
-            write(start, at);
-            assert_eq!(newest_log(dir.path(), &path(start)), Some(path("postgresql-04.log")));
-            write(start, at + Duration::from_millis(4));
-            assert_eq!(newest_log(dir.path(), &path(start)), Some(path(start)), "it is not started yet");
-            fs::remove_file(path(start)).unwrap();
+    fn the_log_is_where_its_writer_tells_and_the_starts_own_before_that_runs() {
+        let data = tempfile::tempdir().unwrap();
+        let current = || current_log(data.path(), "/log/start.log".into());
+        assert_eq!(current(), Path::new("/log/start.log"));
+        for (told, path) in [
+            ("stderr /log/postgresql-04.log\n", PathBuf::from("/log/postgresql-04.log")),
+            ("stderr /a log/x.log\ncsvlog /a log/x.csv\n", "/a log/x.log".into()),
+            ("csvlog log/x.csv\n", data.path().join("log/x.csv")),
+            ("", "/log/start.log".into()),
+        ] {
+            fs::write(data.path().join(CURRENT_LOG), told).unwrap();
+            assert_eq!(current(), path, "{told}");
         }
     }
 }

@@ -13,7 +13,7 @@ use super::rejoin::{RejoinError, Source};
 use super::sql::{Sql, SqlError};
 use super::tool::{self, ToolError};
 use crate::api::Position;
-use crate::fsm::unstarted::Unstarted;
+use crate::fsm::unstarted::{Reason, Unstarted};
 use crate::record::MemberRecord;
 use cluster::timeline::Fork;
 use cluster::{Endpoint, Lsn, NodeId, TimelineId};
@@ -142,11 +142,11 @@ impl Agent {
             }
             Err(error @ (ServerError::NotReady { .. } | ServerError::Ended { .. })) => {
                 postgres::stop(&self.env, postgres::Stop::Immediate).await?;
-                let elsewhere = match error {
-                    ServerError::Ended { not_in_the_data, .. } => not_in_the_data,
-                    _ => None,
+                let reason = match error {
+                    ServerError::Ended { reason, .. } => reason,
+                    _ => Reason::InTheData,
                 };
-                if let Err(kept) = self.unstarted().replace(self.env.clock.now(), elsewhere) {
+                if let Err(kept) = self.unstarted().replace(self.env.clock.now(), reason) {
                     return Err(RejoinError::Unstarted { kept, source: error });
                 }
                 // It cannot become consistent without that source: replace it.

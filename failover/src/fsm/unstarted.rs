@@ -8,7 +8,7 @@ use cluster::Instant;
 use std::fmt;
 use std::time::Duration;
 
-/// Before the second copy in a row; twice as long before each that follows.
+/// Before the second copy in a row, and before the first where the log gives no reason; twice as long before each that follows.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// Longest pause, and the first where the reason seems to lie elsewhere.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
@@ -22,6 +22,17 @@ pub struct Elsewhere {
     pub why: &'static str,
     /// A copy might mend it all the same: it brings the primary's settings, in files and in pg_control, and files of its own.
     pub copy_may_help: bool,
+}
+
+/// Why it did not start, as far as the log tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Nothing says that it is not the data.
+    InTheData,
+    /// It is not the data.
+    Elsewhere(Elsewhere),
+    /// Nothing is said: it was ended by a signal, or the log's writer was late.
+    Untold,
 }
 
 const fn no_copy_helps(why: &'static str) -> Elsewhere {
@@ -72,7 +83,7 @@ pub fn last_words(log: &str) -> Vec<&str> {
     const MOST: usize = 8;
     let lines: Vec<&str> = log.lines().map(without_prefix).collect();
     let from = lines.len().saturating_sub(MOST);
-    let fatal = reason(&lines[from..]).map_or(usize::MAX, |i| from + i);
+    let fatal = begin_of_reason(&lines[from..]).map_or(usize::MAX, |i| from + i);
     lines[fatal.min(lines.len().saturating_sub(4))..].to_vec()
 }
 
@@ -84,16 +95,17 @@ fn without_prefix(line: &str) -> &str {
 }
 
 /// Where the reason begins. That it does not let anybody in yet is none.
-fn reason(lines: &[&str]) -> Option<usize> {
+fn begin_of_reason(lines: &[&str]) -> Option<usize> {
     lines.iter().rposition(|l| (l.contains("FATAL") || l.contains("PANIC")) && !l.contains("the database system is"))
 }
 
-/// Why PostgreSQL would hardly start on a copy either, as far as its log tells.
-pub fn not_in_the_data(log: &str) -> Option<Elsewhere> {
+/// Would PostgreSQL start on a copy, as far as its log tells?
+pub fn reason(log: &str) -> Reason {
     let lines = last_words(log);
-    let said = lines[reason(&lines)?..].join("\n");
+    let Some(begin) = begin_of_reason(&lines) else { return Reason::Untold };
+    let said = lines[begin..].join("\n");
     let known = NOT_IN_THE_DATA.iter().find(|(words, _)| words.iter().any(|w| said.contains(w)));
-    known.map(|(_, elsewhere)| *elsewhere)
+    known.map_or(Reason::InTheData, |(_, elsewhere)| Reason::Elsewhere(*elsewhere))
 }
 
 /// What is there is kept.
@@ -111,9 +123,9 @@ pub enum Kept {
         /// For how long it must have failed to start before it is replaced.
         pause: Duration,
     },
-    /// Copies have not started before.
+    /// Copies have not started before, or nothing says that one is needed.
     For {
-        /// How many.
+        /// How many have not.
         copies: u32,
         /// For how long it must have failed to start before it is replaced.
         pause: Duration,
@@ -130,6 +142,9 @@ impl fmt::Display for Kept {
                     "a copy would hardly change that: {why}; copied all the same when it has failed for {pause:?}"
                 )
             }
+            Self::For { copies: 0, pause } => {
+                write!(f, "its log does not tell why; copied when it has failed for {pause:?}")
+            }
             Self::For { copies, pause } => {
                 write!(f, "copied in vain before ({copies}), copied again when it has failed for {pause:?}")
             }
@@ -145,25 +160,27 @@ pub struct Unstarted {
 }
 
 impl Unstarted {
-    /// It did not start, for a reason that may lie `elsewhere`: may it be replaced now?
+    /// It did not start: may it be replaced now?
     ///
     /// # Errors
     /// What is to happen before; until then it is tried again.
-    pub fn replace(&mut self, now: Instant, elsewhere: Option<Elsewhere>) -> Result<(), Kept> {
-        if let Some(Elsewhere { why, copy_may_help: false }) = elsewhere {
+    pub fn replace(&mut self, now: Instant, reason: Reason) -> Result<(), Kept> {
+        if let Reason::Elsewhere(Elsewhere { why, copy_may_help: false }) = reason {
             return Err(Kept::ForGood { why });
         }
         let since = *self.failing_since.get_or_insert(now);
         let doubled = |first: Duration, times: u32| first.saturating_mul(1 << times.min(10));
-        let pause = match elsewhere {
-            Some(_) => doubled(LONGEST_PAUSE, self.copies).min(LONGEST_ELSEWHERE),
-            None if self.copies == 0 => Duration::ZERO,
-            None => doubled(FIRST_PAUSE, self.copies - 1).min(LONGEST_PAUSE),
+        let pause = match reason {
+            Reason::Elsewhere(_) => doubled(LONGEST_PAUSE, self.copies).min(LONGEST_ELSEWHERE),
+            Reason::InTheData if self.copies == 0 => Duration::ZERO,
+            Reason::InTheData | Reason::Untold => {
+                doubled(FIRST_PAUSE, self.copies.saturating_sub(1)).min(LONGEST_PAUSE)
+            }
         };
         if now.since(since) < pause {
-            return Err(match elsewhere {
-                Some(Elsewhere { why, .. }) => Kept::Long { why, pause },
-                None => Kept::For { copies: self.copies, pause },
+            return Err(match reason {
+                Reason::Elsewhere(Elsewhere { why, .. }) => Kept::Long { why, pause },
+                Reason::InTheData | Reason::Untold => Kept::For { copies: self.copies, pause },
             });
         }
         *self = Self { copies: self.copies + 1, failing_since: None };
@@ -180,6 +197,13 @@ impl Unstarted {
 mod tests {
     use super::*;
 
+    fn elsewhere(log: &str) -> Elsewhere {
+        match reason(log) {
+            Reason::Elsewhere(elsewhere) => elsewhere,
+            other => panic!("{other:?}: {log}"),
+        }
+    }
+
     #[test]
     fn a_start_that_fails_for_want_of_wal_is_mended_by_a_copy_and_others_are_not() {
         let port = "LOG:  could not bind IPv4 address \"127.0.0.1\": Address already in use\n\
@@ -187,7 +211,7 @@ mod tests {
             WARNING:  could not create listen socket for \"127.0.0.1\"\n\
             2026-11-29 19:29:14.699 GMT [9299] FATAL:  could not create any TCP/IP sockets\n\
             LOG:  database system is shut down\n";
-        assert_eq!(not_in_the_data(port).unwrap().why, "its address or port cannot be used");
+        assert_eq!(elsewhere(port).why, "its address or port cannot be used");
         let words = last_words(port);
         assert_eq!((words.len(), words[2]), (4, "FATAL:  could not create any TCP/IP sockets"));
         for (log, mended) in [
@@ -222,40 +246,65 @@ mod tests {
                 true,
             ),
             ("FATAL:  requested timeline 3 is not a child\nFATAL:  the database system is starting up", true),
-            ("FATAL:  the database system is starting up", true),
-            ("nothing logged", true),
-            ("", true),
         ] {
-            assert_eq!(not_in_the_data(log).is_none(), mended, "{log}");
+            assert_eq!(matches!(reason(log), Reason::InTheData), mended, "{log}");
+            assert_ne!(reason(log), Reason::Untold, "{log}");
         }
+    }
+
+    #[test]
+    fn a_start_that_ended_without_a_word_is_tried_again_for_a_while_before_the_first_copy() {
+        let killed = "LOG:  redo starts at 0/3000028\nLOG:  startup process (PID 7) was terminated by signal 9: Killed\n\
+            LOG:  aborting startup due to startup process failure\nLOG:  database system is shut down";
+        for log in [killed, "FATAL:  the database system is starting up", "LOG:  redirecting log output", ""] {
+            assert_eq!(reason(log), Reason::Untold, "{log}");
+        }
+        let at = Instant::from_millis;
+        let mut unstarted = Unstarted::default();
+        let wait = Err(Kept::For { copies: 0, pause: FIRST_PAUSE });
+        assert_eq!(unstarted.replace(at(1000), Reason::Untold), wait);
+        assert_eq!(unstarted.replace(at(10_999), Reason::Untold), wait);
+        // The reason is told late.
+        let mut told = unstarted;
+        assert_eq!(told.replace(at(1400), Reason::InTheData), Ok(()));
+        assert_eq!(unstarted.replace(at(11_000), Reason::Untold), Ok(()));
+        assert_eq!(unstarted.replace(at(20_000), Reason::Untold), Err(Kept::For { copies: 1, pause: FIRST_PAUSE }));
+        // It has run meanwhile.
+        let mut unstarted = Unstarted::default();
+        assert_eq!(unstarted.replace(at(0), Reason::Untold), wait);
+        unstarted.started();
+        assert_eq!(unstarted.replace(at(60_000), Reason::Untold), wait);
     }
 
     #[test]
     fn copies_that_do_not_start_follow_each_other_at_growing_distances() {
         let at = Instant::from_millis;
         let mut unstarted = Unstarted::default();
-        assert_eq!(unstarted.replace(at(1000), None), Ok(()), "the first at once");
+        assert_eq!(unstarted.replace(at(1000), Reason::InTheData), Ok(()), "the first at once");
         // However long the copy took, it has failed to start since now only.
         let mut now = 100_000;
         for pause in [10, 20, 40, 80, 160, 320, 600, 600, 600, 600, 600, 600] {
             let wait = Kept::For { copies: unstarted.copies, pause: Duration::from_secs(pause) };
-            assert_eq!(unstarted.replace(at(now), None), Err(wait));
-            assert_eq!(unstarted.replace(at(now + pause * 1000 - 1), None), Err(wait));
+            assert_eq!(unstarted.replace(at(now), Reason::InTheData), Err(wait));
+            assert_eq!(unstarted.replace(at(now + pause * 1000 - 1), Reason::InTheData), Err(wait));
             now += pause * 1000;
-            assert_eq!(unstarted.replace(at(now), None), Ok(()));
+            assert_eq!(unstarted.replace(at(now), Reason::InTheData), Ok(()));
             now += 100_000;
         }
         // One that ran has failed anew.
-        assert_eq!(unstarted.replace(at(now), None), Err(Kept::For { copies: 13, pause: LONGEST_PAUSE }));
+        assert_eq!(unstarted.replace(at(now), Reason::InTheData), Err(Kept::For { copies: 13, pause: LONGEST_PAUSE }));
         unstarted.started();
-        assert_eq!(unstarted.replace(at(now + 600_000), None), Err(Kept::For { copies: 13, pause: LONGEST_PAUSE }));
+        assert_eq!(
+            unstarted.replace(at(now + 600_000), Reason::InTheData),
+            Err(Kept::For { copies: 13, pause: LONGEST_PAUSE })
+        );
     }
 
     #[test]
     fn what_a_copy_may_mend_all_the_same_is_copied_late_and_what_it_cannot_never() {
         let at = |s: u64| Instant::from_millis(s * 1000);
         let mut unstarted = Unstarted::default();
-        let port = not_in_the_data("FATAL:  could not create any TCP/IP sockets");
+        let port = reason("FATAL:  could not create any TCP/IP sockets");
         let for_good = Err(Kept::ForGood { why: "its address or port cannot be used" });
         assert_eq!((unstarted.replace(at(0), port), unstarted.replace(at(90_000), port)), (for_good, for_good));
         // Where the primary's max_connections were lowered since, pg_control of another copy tells of that.
@@ -265,8 +314,8 @@ mod tests {
             "FATAL:  configuration file \"/d/data/postgresql.auto.conf\" contains errors",
         ] {
             let mut unstarted = unstarted;
-            let reason = not_in_the_data(log);
-            let long = |pause| Kept::Long { why: reason.unwrap().why, pause: Duration::from_secs(pause) };
+            let reason = reason(log);
+            let long = |pause| Kept::Long { why: elsewhere(log).why, pause: Duration::from_secs(pause) };
             let mut now = 100_000;
             for pause in [600, 1200, 2400, 4800, 9600, 19_200, 38_400, 43_200, 43_200, 43_200, 43_200, 43_200, 43_200] {
                 assert_eq!(unstarted.replace(at(now), reason), Err(long(pause)), "{log}");
