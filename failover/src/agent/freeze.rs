@@ -13,7 +13,6 @@ use super::{Agent, postgres, process};
 use crate::api::{Frozen, Position, PostgresState, Refused};
 use cluster::timeline::History;
 use cluster::{Lsn, Term, TimelineId};
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -260,7 +259,7 @@ impl Agent {
             (seen, clear) = (true, 0);
             timeline = timeline.max(receiving);
             if begun.elapsed() >= GRACE {
-                process::send(Pid::from_raw(pid), Signal::SIGTERM);
+                process::end_receiver(&self.env.layout.data(), Pid::from_raw(pid));
             }
             tokio::time::sleep(Duration::from_millis(3)).await;
         }

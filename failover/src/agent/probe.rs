@@ -9,7 +9,6 @@ use crate::api::{KNOCK, PostgresState, Primary, Standby};
 use crate::fsm::places::Places;
 use crate::fsm::walsenders::{Seen, Walsender, Watch};
 use cluster::{Lsn, NodeId, TimelineId};
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -479,7 +478,7 @@ impl Agent {
         }
         // A receiver that started in the moment of the freeze must not live on; see `freeze`.
         if let Some(pid) = frozen_receiver.filter(|p| *p > 0) {
-            process::send(Pid::from_raw(pid), Signal::SIGTERM);
+            process::end_receiver(&self.env.layout.data(), Pid::from_raw(pid));
         }
     }
 

@@ -148,6 +148,14 @@ pub(crate) fn send(pid: Pid, signal: Signal) {
     }
 }
 
+/// End a WAL receiver of `data` that a query told of. Its number may be another program's by now.
+pub(crate) fn end_receiver(data: &Path, pid: Pid) {
+    let is_ours = data.canonicalize().and_then(|data| is_postgres_in(pid, &data));
+    if matches!(is_ours, Ok(true)) {
+        send(pid, Signal::SIGTERM);
+    }
+}
+
 /// SIGKILL everything of `data` until nothing is left, at most `bound`. False: something is still there. The writer of the log
 /// may outlive this by [`LAST_WORDS`].
 ///
@@ -321,6 +329,15 @@ mod tests {
             assert_eq!(is_title_of_log_writer(title), is, "{}", String::from_utf8_lossy(title));
         }
         assert!(!is_log_writer(Pid::this()));
+    }
+
+    #[test]
+    fn a_receiver_whose_number_is_another_programs_by_now_is_not_ended() {
+        use std::os::unix::process::ExitStatusExt;
+        let mut other = std::process::Command::new("sleep").arg("600").current_dir("/").spawn().unwrap();
+        end_receiver(Path::new("/"), Pid::from_raw(other.id().try_into().unwrap()));
+        other.kill().unwrap();
+        assert_eq!(other.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 
     #[tokio::test]
