@@ -24,6 +24,13 @@ pub struct Published {
     pub nodes: Vec<Node>,
 }
 
+impl Published {
+    /// Has any node answered?
+    pub fn has_sample(&self) -> bool {
+        self.snapshot.primary.is_some() || self.estimates.iter().any(|e| e.sampled_at.is_some())
+    }
+}
+
 /// What one node told of itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {

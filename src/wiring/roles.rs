@@ -3,6 +3,7 @@
 use crate::admin::{LagHistory, Part, RouteFuture, Routes};
 use crate::config::{self, Config, Role};
 use anyhow::{Context, Result};
+use cluster::Clock;
 use cluster::keys::Keys;
 use cluster::topology::{Closed, Gate, Topology};
 use failover::agent::{self, AgentHandle};
@@ -300,11 +301,14 @@ async fn play_lagmon(
     mut stop: Stopping,
 ) -> Option<String> {
     let mut tick = tokio::time::interval(SHOW_EVERY);
+    let mut sampled = false;
     loop {
         tokio::select! {
             _ = &mut stop => return None,
             _ = tick.tick() => {
-                show.send_replace(Shown { ready: known(&topology), state: lagmon.status() });
+                sampled |= lagmon.published().has_sample();
+                let ready = measures(topology.borrow().gate, sampled);
+                show.send_replace(Shown { ready, state: lagmon.status() });
             }
         }
     }
@@ -323,7 +327,8 @@ async fn play_proxy(
             bound = &mut stop => break bound.unwrap_or_default(),
             _ = tick.tick() => {
                 let state = serde_json::to_value(proxy.status()).unwrap_or_default();
-                show.send_replace(Shown { ready: known(&topology), state });
+                let gate = topology.borrow().gate_at(Clock.now());
+                show.send_replace(Shown { ready: serves(gate), state });
             }
         }
     };
@@ -335,10 +340,40 @@ async fn play_proxy(
     None
 }
 
-/// Ready: etcd has told what the cluster is, whether or not it accepts writes just now.
-fn known(topology: &watch::Receiver<Topology>) -> Result<(), String> {
-    let found = topology.borrow().gate != Gate::Closed(Closed::Unknown);
-    found.then_some(()).ok_or_else(|| "nothing is known about the cluster yet: etcd has not answered".to_owned())
+const NOT_KNOWN: &str = "nothing is known about the cluster yet: etcd has not answered";
+
+/// A proxy is ready while it knows what the cluster is, whether or not that accepts writes just now: who comes in a failover is held
+/// on purpose, and another proxy would do the same.
+fn serves(gate: Gate) -> Result<(), String> {
+    match gate {
+        Gate::Closed(Closed::Unknown) => Err(NOT_KNOWN.to_owned()),
+        Gate::Closed(Closed::Stale) => {
+            Err("what is known about the cluster is too old: neither etcd nor the primary's agent confirms it"
+                .to_owned())
+        }
+        Gate::Open
+        | Gate::Draining
+        | Gate::Closed(
+            Closed::Vacant
+            | Closed::Recruiting
+            | Closed::Promoting
+            | Closed::Opening
+            | Closed::Fenced
+            | Closed::Unleased,
+        ) => Ok(()),
+    }
+}
+
+/// A lag monitor is ready once it has had an answer of any node. `sampled`: ever; a loss of all nodes at once makes no proxy
+/// beside it less ready than others.
+fn measures(gate: Gate, sampled: bool) -> Result<(), String> {
+    match gate {
+        Gate::Closed(Closed::Unknown) => Err(NOT_KNOWN.to_owned()),
+        // There is nobody to ask.
+        Gate::Closed(Closed::Vacant) => Ok(()),
+        _ if sampled => Ok(()),
+        _ => Err("no node has answered the monitoring user yet: the log says why".to_owned()),
+    }
 }
 
 async fn play_agent(mut agent: AgentHandle, show: watch::Sender<Shown>, mut stop: Stopping) -> Option<String> {
@@ -348,7 +383,7 @@ async fn play_agent(mut agent: AgentHandle, show: watch::Sender<Shown>, mut stop
             _ = &mut stop => break,
             () = agent.failed() => return Some("a task of the agent ended".to_owned()),
             _ = tick.tick() => {
-                let ready = agent.is_ready().then_some(()).ok_or_else(|| "PostgreSQL does not answer".to_owned());
+                let ready = agent.ready().map_err(str::to_owned);
                 show.send_replace(Shown { ready, state: serde_json::to_value(agent.state()).unwrap_or_default() });
             }
         }
@@ -420,5 +455,36 @@ impl Running {
             }
         }
         self.view = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster::Instant;
+
+    #[test]
+    fn a_proxy_is_ready_in_a_failover_and_not_on_a_view_that_has_run_out() {
+        let now = Instant::default() + Duration::from_secs(60);
+        let mut topology = Topology::unknown();
+        assert!(serves(topology.gate_at(now)).is_err());
+        topology.gate = Gate::Open;
+        topology.valid_until = Some(now + Duration::from_millis(1));
+        assert_eq!(serves(topology.gate_at(now)), Ok(()));
+        topology.valid_until = Some(now);
+        assert!(serves(topology.gate_at(now)).is_err_and(|why| why.contains("too old")));
+        for closed in [Closed::Recruiting, Closed::Promoting, Closed::Opening, Closed::Unleased, Closed::Fenced] {
+            topology.gate = Gate::Closed(closed);
+            assert_eq!(serves(topology.gate_at(now)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_lag_monitor_is_ready_once_a_node_has_answered() {
+        assert!(measures(Gate::Closed(Closed::Unknown), true).is_err());
+        assert!(measures(Gate::Open, false).is_err_and(|why| why.contains("no node has answered")));
+        assert_eq!(measures(Gate::Open, true), Ok(()));
+        assert_eq!(measures(Gate::Closed(Closed::Recruiting), true), Ok(()));
+        assert_eq!(measures(Gate::Closed(Closed::Vacant), false), Ok(()));
     }
 }

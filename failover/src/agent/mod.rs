@@ -390,6 +390,20 @@ fn presumed_waits(env: &Env) -> Waits {
     Waits { names, on_request: env.cluster.mode == Mode::Async }
 }
 
+/// `delayed`: with a delay, a standby asks for WAL only once it has replayed all that it has.
+fn ready(postgres: &PostgresState, left_alone: bool, delayed: bool) -> Result<(), &'static str> {
+    match postgres {
+        PostgresState::Primary(_) => Ok(()),
+        PostgresState::Standby(s) if s.streams_from.is_some() || delayed || left_alone => Ok(()),
+        PostgresState::Standby(_) => Err("PostgreSQL streams from nobody"),
+        PostgresState::Stopped { .. } | PostgresState::Absent if left_alone => Ok(()),
+        PostgresState::Stopped { .. }
+        | PostgresState::Absent
+        | PostgresState::Starting
+        | PostgresState::Hung { .. } => Err("PostgreSQL does not answer"),
+    }
+}
+
 async fn end(leases: &mut Option<Apart>) {
     if let Some(leases) = leases.take() {
         leases.stop().await;
@@ -402,14 +416,14 @@ impl AgentHandle {
         self.agent.state.get().told(&self.agent.env, self.agent.env.clock.now())
     }
 
-    /// Ready: PostgreSQL answers, or an operator wants it stopped.
-    pub fn is_ready(&self) -> bool {
+    /// Ready: PostgreSQL answers, and streams where it is a standby; or an operator wants it stopped.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn ready(&self) -> Result<(), &'static str> {
         let maintenance = self.agent.records.borrow().maintenance;
-        self.agent.state.look(|o| match o.postgres {
-            PostgresState::Standby(_) | PostgresState::Primary(_) => true,
-            PostgresState::Stopped { .. } | PostgresState::Absent => o.fenced || maintenance,
-            PostgresState::Starting | PostgresState::Hung { .. } => false,
-        })
+        let delayed = self.agent.env.config.standing.apply_delay_ms > 0;
+        self.agent.state.look(|o| ready(&o.postgres, o.fenced || maintenance, delayed))
     }
 
     /// Where the agent's HTTP listens: the configured address, with the port that was chosen when 0 was configured.
@@ -557,7 +571,30 @@ pub(crate) fn wall_millis() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::next_look;
+    use super::*;
+    use crate::api::Standby;
+    use cluster::{Lsn, TimelineId};
+
+    #[test]
+    fn a_standby_is_ready_when_it_streams_or_replays_later_on_purpose() {
+        let standby = |streams_from: Option<&str>| {
+            PostgresState::Standby(Standby {
+                timeline: TimelineId(1),
+                receive_lsn: Lsn(1),
+                replay_lsn: Lsn(1),
+                streams_from: streams_from.map(|n| n.parse().unwrap()),
+                replay_paused: false,
+                sync_names: String::new(),
+            })
+        };
+        assert_eq!(ready(&standby(Some("n1")), false, false), Ok(()));
+        assert_eq!(ready(&standby(None), false, false), Err("PostgreSQL streams from nobody"));
+        assert_eq!(ready(&standby(None), false, true), Ok(()));
+        assert_eq!(ready(&standby(None), true, false), Ok(()));
+        assert_eq!(ready(&PostgresState::Absent, true, false), Ok(()));
+        assert!(ready(&PostgresState::Absent, false, true).is_err());
+        assert!(ready(&PostgresState::Hung { for_ms: 1 }, true, true).is_err());
+    }
 
     #[test]
     fn a_look_under_way_is_not_the_one_to_wait_for() {
