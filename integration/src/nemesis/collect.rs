@@ -111,14 +111,17 @@ fn terms(world: &World, node: &str) -> Result<Vec<(u64, String)>, String> {
     Ok(table.lines().filter_map(pair).collect())
 }
 
-/// The history files of a node that are not empty.
+/// The history files of a node that are not empty, up to the last fork: whoever was to be promoted there has put a mark behind it,
+/// for the next one to begin with.
 fn history_files(world: &World, node: &str) -> Vec<(u64, String)> {
     let dir = world.scratch().path().join(node).join("data/pg_wal");
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let history = |path: std::path::PathBuf| {
         let name = path.file_name()?.to_str()?.strip_suffix(".history")?.to_owned();
-        let body = std::fs::read_to_string(&path).ok().filter(|b| !b.is_empty())?;
-        Some((u64::from_str_radix(&name, 16).ok()?, body))
+        let body = std::fs::read_to_string(&path).ok()?;
+        let lines: Vec<&str> = body.lines().filter(|line| !line.is_empty()).collect();
+        let forks = lines.iter().rposition(|line| !line.starts_with('#'))?;
+        Some((u64::from_str_radix(&name, 16).ok()?, lines[..=forks].join("\n")))
     };
     files.filter_map(|f| history(f.path())).collect()
 }
