@@ -17,6 +17,9 @@ use proxy::wire::startup::cancel_request;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
+/// A table of the clients', made past the limits that they are to have.
+const UNLIMITED: &str = "create table app.public.t(a int); grant all on t to app";
+
 fn words(seen: &[String]) -> String {
     seen.join(" | ")
 }
@@ -212,7 +215,7 @@ fn what_waits_by_its_own_setting_is_stopped_by_no_limit() {
         (raw.pool_size, raw.workers) = (1, 1);
         raw.timeouts.query_timeout = Span::millis(300);
     });
-    c.psql("create table t(a int)").expect("nothing hangs yet");
+    c.nodes[0].psql(UNLIMITED);
     c.publish(|topology| (topology.protected, topology.semi_sync) = (false, false));
     let_commits_wait(&c);
     let mut s = Raw::login(c.port, &[]);
@@ -240,7 +243,7 @@ fn what_waits_for_standbys_is_stopped_by_no_limit_and_by_no_order() {
         (raw.pool_size, raw.workers) = (1, 1);
         raw.timeouts.query_timeout = Span::millis(300);
     });
-    c.psql("create table t(a int)").expect("nothing hangs yet");
+    c.nodes[0].psql(UNLIMITED);
     let_commits_wait(&c);
     let insert = "insert into t values (1)";
     let (mut limited, mut killed) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
