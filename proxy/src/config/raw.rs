@@ -47,7 +47,9 @@ pub struct Raw {
     /// for other reasons (`hold_timeout`) does not count. Default 30s.
     pub query_wait_timeout: Span,
     /// How long a statement that was not sent is held while no primary accepts writes, before ERROR 57P03. Default
-    /// 30s: many times what a failover takes, and less than what applications usually wait.
+    /// 30s: many times what a failover takes, and less than what applications usually wait. What the proxy itself asks a
+    /// server between two transactions is given up after as long, but not before 10 s: that server is closed, and with it
+    /// goes what binds the session to it.
     pub hold_timeout: Span,
     /// Memory for statements that are held or wait for a server connection, in all sessions together. What exceeds it gets
     /// ERROR 57P03 at once, or 53300 when only a connection lacks. Default 64MiB.

@@ -8,7 +8,7 @@ use cluster::Instant;
 use std::time::Duration;
 
 /// How long a server has to obey a cancel request before its connection is given up.
-const STUCK_AFTER: Duration = Duration::from_secs(10);
+pub(super) const STUCK_AFTER: Duration = Duration::from_secs(10);
 /// A timeout is noticed this late at most: so that many sessions with limits close to each other are one look.
 const GRAIN: Duration = Duration::from_millis(50);
 

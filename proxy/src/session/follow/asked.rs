@@ -3,6 +3,7 @@
 use crate::session::cancel::Waiters;
 use crate::session::client::{Failure, Loss, Session, Tail, Turn};
 use crate::session::presence::Activity;
+use crate::session::timers::STUCK_AFTER;
 use crate::session::tracking::{Asked, Reports};
 use crate::session::{batch, in_force, lost, settings};
 use crate::sql::{Access, PinReason};
@@ -60,8 +61,9 @@ impl Session {
         server.meta.statements.unnamed = None;
         self.relay.hide();
         if matches!(self.presence.doing.get().activity, Activity::Idle | Activity::Waiting) && self.hold.is_none() {
-            // What has a statement behind it has the limits of that, and a proof its own.
-            let over = self.w.now() + self.w.config().hold_timeout;
+            // What has a statement behind it has the limits of that, and a proof its own. A server that only stands still for a
+            // while costs nobody what binds the session to it, however short statements are held.
+            let over = self.w.now() + self.w.config().hold_timeout.max(STUCK_AFTER);
             self.presence.asked.set(Some(over));
             self.w.look_no_later(over);
         }
