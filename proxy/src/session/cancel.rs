@@ -209,7 +209,11 @@ pub fn send(worker: &Rc<Worker>, server: &Server) {
     let meta = &server.meta;
     let way = Way { worker: worker.clone(), host: meta.host.clone(), peer: meta.peer };
     let request = forward(way, meta.key, worker.config().connect_timeout, server.cancels.begin());
-    tokio::task::spawn_local(request);
+    let errand = worker.begin_errand();
+    tokio::task::spawn_local(async move {
+        let _errand = errand;
+        request.await;
+    });
 }
 
 #[cfg(test)]
