@@ -72,11 +72,18 @@ impl Session {
         let (node, pid, cancels) = (server.meta.node.clone(), server.meta.key.0, server.cancels.begin());
         let (w, presence, limit) = (self.w.clone(), self.presence.clone(), self.w.config().connect_timeout);
         let errand = self.w.begin_errand();
+        let serving = presence.serving.get();
         self.cancelling = true;
         tokio::task::spawn_local(async move {
             let _errand = errand;
             // A question that nobody waits for any more may be read when another client has that server.
             let asking = Cell::new(0);
+            // Behind a lost server its session may be at something else.
+            let spare = |spared| {
+                if presence.serving.get() == serving {
+                    presence.spared.set(spared);
+                }
+            };
             let ask = async {
                 // Many may be over a limit at the same time.
                 let turns = &w.questions[asks as usize];
@@ -111,7 +118,7 @@ impl Session {
                             next = Some(other);
                             continue;
                         }
-                        presence.spared.set(says(&answer, WAITS));
+                        spare(says(&answer, WAITS));
                         return Some(());
                     }
                     if other.reused() {
@@ -132,7 +139,7 @@ impl Session {
                 (None, Asks::Limit | Asks::AtCommit) => {
                     if asks == Asks::Limit && !cancels.is_over() {
                         // It may wait for standbys, and is as little given up as what does.
-                        presence.spared.set(true);
+                        spare(true);
                     }
                     tracing::debug!(%node, ?limit, "a server could not be asked whether it may stop what it is at");
                 }
