@@ -235,6 +235,27 @@ fn what_waits_by_its_own_setting_is_stopped_by_no_limit() {
     assert_eq!(words(&s.until_ready()), "C INSERT 0 1 | Z I");
 }
 
+/// One that could not be asked, where standbys have all that there is.
+#[test]
+fn what_waits_for_a_lock_is_given_up_although_it_may_commit() {
+    let c = Cluster::start(1, |raw| {
+        (raw.pool_size, raw.workers) = (1, 1);
+        raw.timeouts.query_timeout = Span::millis(300);
+    });
+    c.nodes[0].psql(UNLIMITED);
+    c.nodes[0].psql("alter system set synchronous_standby_names = 'ANY 1 (n2)'");
+    c.nodes[0].psql("select pg_reload_conf()");
+    let waits = "select count(*) from pg_stat_replication where sync_state = 'quorum'";
+    wait_for("commits to wait for the standby", || (c.nodes[0].psql(waits) == "1").then_some(()));
+    c.list_is_in_force();
+    c.nodes[0].psql("begin; lock table app.public.t; prepare transaction 'holder'");
+    c.nodes[0].psql("alter role app connection limit 1");
+    let mut s = Raw::login(c.port, &[]);
+    send(&mut s, "insert into t values (1)");
+    assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+    assert!(c.counter_of("pgtenure_proxy_server_connects_total", "refused") > 0.0, "it was asked");
+}
+
 /// Nobody would be told that it is on no standby, and all would see it. No client has asked for that.
 #[test]
 fn what_waits_for_standbys_is_stopped_by_no_limit_and_by_no_order() {

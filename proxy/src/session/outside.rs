@@ -20,6 +20,9 @@ use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::time::Duration;
 
+/// How far standbys may be behind that keep up: none of their commits has waited for longer.
+const KEEPS_UP: Duration = Duration::from_secs(2);
+
 impl Session {
     /// Changes of the cluster, cancel requests, the end of a hold.
     pub(super) fn look_outside(&mut self, cx: &mut Context<'_>) -> Result<(), Turn> {
@@ -135,6 +138,15 @@ impl Session {
         })
     }
 
+    /// Does what waits for long wait for no standby, as they have all that the primary had shortly before? A COMMIT is never given
+    /// up, and what standbys have applied is not known.
+    fn standbys_keep_up(&self) -> bool {
+        let tells = self.relay.commits.waits().is_some_and(|waits| waits.most <= Durability::SemiSync);
+        let view = self.w.view.borrow();
+        let keep_up = || view.lag.confirms(&view.topology, self.w.now() - KEEPS_UP) == Some(true);
+        tells && !self.relay.is_committing() && keep_up()
+    }
+
     /// The client is told why its session ends.
     fn farewell(&mut self, error: &ClientError) -> Turn {
         // Nothing can be said in the middle of a message.
@@ -162,7 +174,9 @@ impl Session {
                 return Ok(());
             }
             // It waits for standbys, or may: given up, it would wait on where it counts nowhere.
-            (Expiry::Stuck, Activity::Active) if self.relay.busy() && self.presence.spared.get() => {
+            (Expiry::Stuck, Activity::Active)
+                if self.relay.busy() && self.presence.spared.get() && !self.standbys_keep_up() =>
+            {
                 self.stop();
                 return Ok(());
             }
