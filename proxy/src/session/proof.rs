@@ -146,6 +146,8 @@ impl Session {
         // It writes nothing, so it may be stopped; else its backend would wait on, where it counts nowhere.
         self.forward_cancel(Waiters::default());
         self.leave_asked();
+        // Nothing that is sent from now on would be hit, as it goes to another server.
+        self.cancelling &= self.server.is_some();
         self.fail = Some(Failure::Error(error));
     }
 }
