@@ -85,17 +85,23 @@ fn a_read_whose_rows_are_removed_runs_again_elsewhere() {
 fn a_read_that_its_client_has_cancelled_does_not_run_again_elsewhere() {
     let cluster = start("-1");
     let mut a = reader(&cluster, &[]);
-    a.write(|out| write_query(out, "select pg_sleep(600) from t"));
-    runs(&cluster.nodes[1], 1);
-    let pid = cluster.nodes[1].psql("select pid from pg_stat_activity where wait_event = 'PgSleep'");
-    let backend = Pid::from_raw(pid.parse().unwrap());
-    kill(backend, Signal::SIGSTOP).unwrap();
-    let mut request = dial(cluster.port);
-    request.write_all(&cancel_request(a.key.0, a.key.1)).unwrap();
-    assert_eq!(request.read(&mut [0]).unwrap(), 0);
-    cluster.nodes[1].psql(&format!("select pg_terminate_backend({pid})"));
-    kill(backend, Signal::SIGCONT).unwrap();
-    assert_eq!(words(&a.until_ready()), "E 57014 | Z I");
+    let cancelled = |a: &mut Raw, told: &str| {
+        a.write(|out| write_query(out, "select pg_sleep(600) from t"));
+        runs(&cluster.nodes[1], 1);
+        let pid = cluster.nodes[1].psql("select pid from pg_stat_activity where wait_event = 'PgSleep'");
+        let backend = Pid::from_raw(pid.parse().unwrap());
+        kill(backend, Signal::SIGSTOP).unwrap();
+        let mut request = dial(cluster.port);
+        request.write_all(&cancel_request(a.key.0, a.key.1)).unwrap();
+        assert_eq!(request.read(&mut [0]).unwrap(), 0);
+        cluster.nodes[1].psql(&format!("select pg_terminate_backend({pid})"));
+        kill(backend, Signal::SIGCONT).unwrap();
+        assert_eq!(words(&a.until_ready()), told);
+    };
+    cancelled(&mut a, "E 57014 | Z I");
+    ok(&mut a, "begin read only");
+    cancelled(&mut a, "E 57014 | Z E");
+    ok(&mut a, "rollback");
     assert_eq!(value(&mut a, "select count(*) from t"), "5");
 }
 

@@ -219,8 +219,12 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
                 s.ready(TxStatus::Idle);
             }
             // It was cancelled, and nothing that it does can be committed.
-            None if *verdict == Answer::ReadLost && cancelled && i == 0 => {
-                say(s, Some(ClientError::Cancelled), TxStatus::Idle, &unit, &facts);
+            None if matches!(verdict, Answer::ReadLost | Answer::BlockAborted(TxStatus::Failed))
+                && cancelled
+                && i == 0 =>
+            {
+                let status = verdict.status().unwrap_or(TxStatus::Idle);
+                say(s, Some(ClientError::Cancelled), status, &unit, &facts);
             }
             None => answer(s, *verdict, &unit, &facts),
         }
