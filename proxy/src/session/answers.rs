@@ -324,6 +324,8 @@ impl Session {
             self.block_answered();
         }
         let (answered, ended) = (std::mem::take(&mut self.relay.answered), std::mem::take(&mut self.relay.ended));
+        // A request that came too late for what is answered now says nothing of what is behind it.
+        self.cancelled &= answered == 0 || self.cancelling;
         self.tally.add(Counter::Transactions, ended as u64);
         for _ in 0..answered {
             self.tally.add(Counter::Queries, 1);

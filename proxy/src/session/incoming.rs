@@ -218,6 +218,7 @@ impl Session {
         // Nothing is sent for it to a server that was looked for for this, whatever else is in flight there: the next statement looks
         // anew.
         self.chosen = None;
+        self.cancelled &= self.relay.busy();
         if !self.relay.busy() && self.relay.status == TxStatus::Idle {
             self.rest(self.w.now());
         }
