@@ -322,7 +322,8 @@ impl Agent {
     }
 }
 
-/// Is the startup process waiting for more WAL than there is locally, by its wait event?
+/// Is the startup process waiting for more WAL than there is locally, by its wait event? For when nobody receives: that wakes
+/// one that waits for a receiver's WAL, so whoever still seems to has not been scheduled since, and may have WAL to replay.
 pub(super) fn is_at_end(wait_event: &str) -> bool {
-    matches!(wait_event, "RecoveryRetrieveRetryInterval" | "RecoveryWalStream")
+    wait_event == "RecoveryRetrieveRetryInterval"
 }
