@@ -189,7 +189,11 @@ impl Agent {
                     self.remember(|m| m.examined = None)
                         .map_err(|source| RejoinError::File { what: "the mark could not be cleared", source })?;
                 }
-                self.report_nothing_lost(source, end).await;
+                let report = async {
+                    self.report_nothing_lost(source, end).await;
+                    Ok(())
+                };
+                self.unless_superseded(source.term, report).await?;
                 return self.follow_source(source).await;
             }
             // Nothing here is lost by that: all of it is on the primary's line.

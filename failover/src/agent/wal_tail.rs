@@ -217,7 +217,7 @@ impl Agent {
     }
 
     /// An old primary whose WAL ends on the new line says so, unless a report of its WAL is there already: "nothing
-    /// was lost" must be told apart from "nobody has looked yet". Rejoining does not wait for it.
+    /// was lost" must be told apart from "nobody has looked yet". Asks the new primary, so a freeze must not wait for it.
     pub(super) async fn report_nothing_lost(&self, source: &Source, end: Position) {
         let Some(fork) = source.history.fork_of(end.timeline) else { return };
         let term = began_at(&source.history, Fork { timeline: end.timeline, lsn: fork });
