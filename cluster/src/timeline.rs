@@ -93,7 +93,8 @@ impl History {
         for (i, line) in text.lines().enumerate() {
             let line_no = i + 1;
             let fail = |why| ParseHistoryError { file: timeline.history_file(), line: line_no, why };
-            let line = line.trim_start();
+            // A mark is not flushed: after a power failure a file system may have zeros in its place.
+            let line = line.trim_start_matches(|c: char| c.is_whitespace() || c == '\0');
             if let Some((number, by)) = line.strip_prefix(MARK).and_then(|mark| mark.trim_end().split_once(' '))
                 && let Ok(number) = number.parse()
             {
@@ -164,6 +165,9 @@ mod tests {
         let marked = History::parse(TimelineId(7), &text).unwrap();
         assert_eq!(marked.forks, history().forks);
         assert_eq!(marked.marks, [(TimelineId(3), "a 1".to_owned()), (TimelineId(7), "c 4".to_owned())].into());
+        let zeros = format!("\0\0\0{}\0\0\n{TEXT}\0\0", mark(TimelineId(3), "a 1"));
+        let zeros = History::parse(TimelineId(7), &zeros).unwrap();
+        assert_eq!((zeros.forks, zeros.marks.len()), (history().forks, 1), "a mark was lost with a power failure");
         let other = History::parse(TimelineId(7), &format!("{TEXT}{}", mark(TimelineId(7), "d 5"))).unwrap();
         let otherwise = |a: &History, b: &History| [3, 5, 7].map(|t| a.began_otherwise(b, TimelineId(t)));
         assert_eq!(otherwise(&marked, &other), [false, false, true]);
