@@ -318,8 +318,8 @@ impl World {
     fn send(&mut self, m: usize, life: u32, node: &NodeId, command: Box<Command>, within: u64) {
         let Some(n) = (0..self.nodes.len()).find(|n| name(*n) == *node) else { return };
         let (term, kind) = (command.term(), command.kind());
-        if let Command::Follow(Follow { ahead: Some(base), .. }) = &*command {
-            self.check_ahead(n, term, *base);
+        if let Command::Follow(Follow { ahead: Some(base), primary, .. }) = &*command {
+            self.check_ahead(n, primary, term, *base);
         }
         let arrives = !self.lost();
         let answered = arrives && !self.lost();
@@ -344,10 +344,13 @@ impl World {
 
     /// Who is ordered to connect ahead, and frozen, has nothing but a beginning of what the candidate has, and counts. Nobody is
     /// promoted in this term yet.
-    fn check_ahead(&mut self, n: usize, term: Term, base: Position) {
+    fn check_ahead(&mut self, n: usize, primary: &NodeId, term: Term, base: Position) {
         let node = &self.nodes[n];
         let (have, counts) = (node.end(), node.quarantine.is_none());
-        let fits = counts && have.timeline == base.timeline && have.lsn <= base.lsn;
+        let candidate = self.nodes.iter().find(|c| c.name == *primary);
+        // Of a timeline that was begun twice PostgreSQL would overwrite the other beginning.
+        let begins = candidate.is_some_and(|c| c.wal.starts_with(&node.wal));
+        let fits = counts && begins && have.timeline == base.timeline && have.lsn <= base.lsn;
         if node.frozen_for == Some(term) && !fits {
             self.fail(format!(
                 "{} with {have:?}, counting: {counts}, is ordered to connect ahead to {base:?}",
