@@ -433,8 +433,13 @@ fn loss_text(l: &LossReport) -> String {
         let _ = writeln!(out, "  … {more} more, see --json");
     }
     if let Some(place) = &l.kept_in {
-        let rest = |to| format!(" up to {to}: the rest was more than agent.lost_wal_max");
-        let _ = writeln!(out, "  that WAL is kept in {place}{}", l.kept_to.map_or_else(String::new, rest));
+        let _ = match l.kept_to {
+            None => writeln!(out, "  that WAL is kept in {place}"),
+            Some(to) if to <= l.fork_lsn => writeln!(out, "  nothing of that WAL is kept: agent.lost_wal_max is less"),
+            Some(to) => {
+                writeln!(out, "  that WAL is kept in {place} up to {to}: the rest was more than agent.lost_wal_max")
+            }
+        };
     }
     out
 }
@@ -556,7 +561,9 @@ mod tests {
             true,
         );
         let says = "  that WAL is kept in /d up to 0/8800: the rest was more than agent.lost_wal_max\n";
-        check(lost, gap, says, true);
+        check(lost.clone(), gap.clone(), says, true);
+        gap[0]["kept_to"] = gap[0]["fork_lsn"].clone();
+        check(lost, gap, "  nothing of that WAL is kept: agent.lost_wal_max is less\n", true);
     }
 
     #[test]

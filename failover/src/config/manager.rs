@@ -26,7 +26,8 @@ pub struct ManagerRaw {
     pub agent_timeout: Span,
     /// Time to freeze one node, including the replay of its local WAL after a restart. Default `30s`.
     pub freeze_timeout: Span,
-    /// How long to wait for further reachable nodes once enough are frozen. Default `500ms`.
+    /// How long to wait for further reachable nodes once enough are frozen; for none where a switchover's target has the old
+    /// primary's clean end. Default `500ms`.
     pub recruit_grace: Span,
     /// Time for a promotion, including the replay of WAL received; then the candidate is stopped. Default `30s`.
     pub promote_timeout: Span,
