@@ -62,6 +62,9 @@ pub fn run(command: Command) -> ExitCode {
 
 fn check(file: &std::path::Path) -> anyhow::Result<()> {
     let config = config::load(file)?;
+    if !config.removed.is_empty() {
+        return Err(config::ConfigError::Wrong { file: file.to_owned(), problems: config.removed }.into());
+    }
     let roles = config.roles.iter().map(|r| r.as_str()).collect::<Vec<_>>().join(", ");
     println!("{}: ok, roles: {roles}", file.display());
     Ok(())

@@ -47,6 +47,7 @@ pub fn run(file: &Path, takeover: bool) -> Result<()> {
     if nix::unistd::Uid::effective().is_root() {
         warn!("running as root, which no role needs: set process.user");
     }
+    reload::warn_of_removed(&config);
     info!(roles, cluster = config.name, version = env!("CARGO_PKG_VERSION"), open_files, "starting");
     let before = match (&config.process.handover_socket, takeover) {
         (Some(path), true) => handover::ask(path)?,

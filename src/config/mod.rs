@@ -103,6 +103,8 @@ pub struct Config {
     pub agent: Option<agent::AgentConfig>,
     /// `[manager]`.
     pub manager: Option<manager::ManagerSection>,
+    /// Keys of the file that are no more: `config check` refuses them, everybody else goes on without.
+    pub removed: Vec<Problem>,
 }
 
 /// A file that cannot be used. Its text has one line per problem.
@@ -169,6 +171,7 @@ fn check_raw(text: &str, etcd_password: Option<Secret>) -> Result<(RawConfig, Co
     match config {
         Some(config) if parsed.problems.is_empty() => Ok((parsed.raw, config)),
         _ => {
+            parsed.problems.append(&mut parsed.removed);
             parsed.problems.sort_by_key(|p| p.line.unwrap_or(usize::MAX));
             Err(parsed.problems)
         }
@@ -207,6 +210,7 @@ fn sections(parsed: &mut Parsed<RawConfig>, etcd_password: Option<Secret>) -> Op
         lagmon: present(lagmon)?,
         agent: present(agent)?,
         manager: present(manager)?,
+        removed: parsed.removed.clone(),
         roles,
     })
 }

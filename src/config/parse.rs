@@ -29,6 +29,8 @@ pub(super) struct Parsed<T> {
     pub lines: BTreeMap<String, usize>,
     /// Everything wrong so far.
     pub problems: Vec<Problem>,
+    /// Keys that are no more.
+    pub removed: Vec<Problem>,
 }
 
 impl fmt::Display for Problem {
@@ -45,12 +47,11 @@ pub(super) fn parse<T: DeserializeOwned + Default>(text: &str, shape: &Shape) ->
             .iter()
             .map(|e| Problem { line: e.span().map(|s| line_at(text, s.start)), text: e.message().to_owned() })
             .collect();
-        return Parsed { raw: T::default(), lines: BTreeMap::new(), problems };
+        return Parsed { raw: T::default(), lines: BTreeMap::new(), problems, removed: Vec::new() };
     }
-    let mut walk =
-        Walk { text, known: shape.leaves(), lines: BTreeMap::new(), leaves: Vec::new(), problems: Vec::new() };
+    let mut walk = Walk { text, known: shape.leaves(), ..Walk::default() };
     walk.table("", document.get_ref(), shape);
-    let Walk { lines, leaves, mut problems, .. } = walk;
+    let Walk { lines, leaves, mut problems, removed, .. } = walk;
 
     let values: toml::Table = text.parse().unwrap_or_default();
     let mut good = toml::Table::new();
@@ -68,7 +69,7 @@ pub(super) fn parse<T: DeserializeOwned + Default>(text: &str, shape: &Shape) ->
         problems.push(Problem { line: None, text: e.message().to_owned() });
         T::default()
     });
-    Parsed { raw, lines, problems }
+    Parsed { raw, lines, problems, removed }
 }
 
 impl<T> Parsed<T> {
@@ -81,12 +82,14 @@ impl<T> Parsed<T> {
 }
 
 /// Collects the lines of known keys and complains about the others.
+#[derive(Default)]
 struct Walk<'a> {
     text: &'a str,
     known: Vec<String>,
     lines: BTreeMap<String, usize>,
     leaves: Vec<String>,
     problems: Vec<Problem>,
+    removed: Vec<Problem>,
 }
 
 impl Walk<'_> {
@@ -116,7 +119,7 @@ impl Walk<'_> {
                 let before = self.problems.len();
                 for element in array.iter() {
                     if let DeValue::Table(table) = element.get_ref() {
-                        let mut inner = Walk { text: self.text, known: self.known.clone(), ..Walk::nothing() };
+                        let mut inner = Walk { text: self.text, known: self.known.clone(), ..Walk::default() };
                         inner.table(&format!("{full}[]"), table, of);
                         self.problems.append(&mut inner.problems);
                     }
@@ -131,14 +134,13 @@ impl Walk<'_> {
     }
 
     fn unknown(&mut self, line: usize, full: &str) {
-        let removed = REMOVED.iter().find(|(key, _)| *key == full).map(|(_, why)| format!("; {why}"));
-        let near = || nearest(full, &self.known).map(|k| format!("; the nearest known key is {k}"));
-        let hint = removed.or_else(near).unwrap_or_default();
+        if let Some((_, why)) = REMOVED.iter().find(|(key, _)| *key == full) {
+            self.removed.push(Problem { line: Some(line), text: format!("{full}: is no more; {why}") });
+            return;
+        }
+        let near = nearest(full, &self.known).map(|k| format!("; the nearest known key is {k}"));
+        let hint = near.unwrap_or_default();
         self.problems.push(Problem { line: Some(line), text: format!("{full}: unknown key{hint}") });
-    }
-
-    fn nothing() -> Walk<'static> {
-        Walk { text: "", known: Vec::new(), lines: BTreeMap::new(), leaves: Vec::new(), problems: Vec::new() }
     }
 }
 

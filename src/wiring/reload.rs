@@ -28,6 +28,13 @@ pub(super) fn queue() -> (Ask, mpsc::Receiver<Request>) {
     mpsc::channel(QUEUE)
 }
 
+/// A file from before an upgrade must not keep a process from starting.
+pub(super) fn warn_of_removed(config: &Config) {
+    for key in &config.removed {
+        warn!(line = key.line, "{key}");
+    }
+}
+
 /// What is in force, and where the next configuration comes from.
 pub(super) struct Reloader {
     file: PathBuf,
@@ -85,6 +92,7 @@ impl Reloader {
     fn apply(&mut self) -> Result<Reloaded, Refused> {
         let (raw, config) =
             config::load_raw(&self.file).map_err(|e| Refused(lines(&format!("{:#}", anyhow::Error::new(e)))))?;
+        warn_of_removed(&config);
         let Config { proxy, .. } = config;
         let new = keys(&raw);
         let mut outcome = Reloaded::default();
