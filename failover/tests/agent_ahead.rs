@@ -3,10 +3,11 @@
 #[allow(dead_code, reason = "the harness serves several test programs, none of which uses all of it")]
 mod agents;
 
-use agents::{Cluster, kill_all, unprivileged, until};
+use agents::{Cluster, kill_all, signal, unprivileged, until};
 use cluster::{Endpoint, Lsn, Term};
 use failover::api::{Follow, Position, PostgresState, Promoted};
 use failover::record::{Mode, Phase};
+use nix::sys::signal::Signal;
 
 const RECEIVER: &str = "SELECT coalesce((SELECT pid::text FROM pg_stat_wal_receiver WHERE status = 'streaming'), '')";
 
@@ -156,5 +157,45 @@ fn a_freeze_while_replay_ends_tells_where_it_has_ended() {
         until("the end of replay", async || (c.value(s, at_end).await == "t").then_some(())).await;
         assert_eq!(c.value(s, "SELECT pg_last_wal_replay_lsn()").await.parse(), Ok(end.lsn));
         assert!(end <= received);
+    });
+}
+
+/// One that stands still has not seen that nobody receives any more. Before, a promotion took it for one that has replayed all, and
+/// told commits to be lost that it then replayed.
+#[test]
+fn a_promotion_waits_for_a_startup_process_that_stood_still() {
+    unprivileged("a_promotion_waits_for_a_startup_process_that_stood_still", async {
+        let mut c = Cluster::new(22670, 2, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        c.until_streaming(s, p, Term(1)).await;
+        c.until_state(s, "the end of its quarantine", |s| s.quarantine.is_none().then_some(())).await;
+        let startup = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'";
+        let startup = c.value(s, startup).await.parse().unwrap();
+        let waits = "SELECT wait_event = 'RecoveryWalStream' FROM pg_stat_activity WHERE backend_type = 'startup'";
+        until("it to wait", async || {
+            signal(startup, Signal::SIGSTOP);
+            let waiting = c.value(s, waits).await == "t";
+            waiting.then_some(()).or_else(|| {
+                signal(startup, Signal::SIGCONT);
+                None
+            })
+        })
+        .await;
+        c.sql(p).await.batch_execute("CREATE TABLE t ()").await.unwrap();
+        let bound: u64 = c.value(p, "SELECT pg_snapshot_xmax(pg_current_snapshot())").await.parse().unwrap();
+        let received =
+            format!("SELECT pg_last_wal_receive_lsn() >= '{}'", c.value(p, "SELECT pg_current_wal_lsn()").await);
+        until("the commit", async || (c.value(s, &received).await == "t").then_some(())).await;
+        let reader = c.sql(s).await;
+        let (record, _) = c.begin().await;
+        let base = c.freeze(s, record.term).await.unwrap().position.unwrap();
+        let order = c.promotion(s, record.term, base);
+        let goes_on = async {
+            until("readers to be ended", async || reader.is_closed().then_some(())).await;
+            signal(startup, Signal::SIGCONT);
+        };
+        let (promoted, ()) = tokio::join!(c.post::<Promoted>(s, "promote", &order), goes_on);
+        assert!(promoted.unwrap().xid_bound >= bound);
     });
 }
