@@ -3,6 +3,7 @@
 use super::commands::CommandError;
 use super::recovery_conf::Upstream;
 use super::sql::Sql;
+use super::state::Unsteady;
 use super::{Agent, postgres};
 use crate::api::{CatchUp, Follow, Frozen, Position, PostgresState, Refused};
 use crate::fsm::agent::{Recruit, ends_by};
@@ -83,7 +84,9 @@ impl Agent {
         // It begins anew: with the age of the former upstream's silence it would be tried at leisure at once.
         let now = self.env.clock.now();
         drop(self.standing.take_replication());
-        self.state.change(|o| (o.not_streaming_since, o.frozen_for) = (Some(now), None));
+        self.state.change(|o| {
+            (o.not_streaming_since, o.unsteady, o.frozen_for) = (Some(now), Unsteady::anew(now), None);
+        });
         if ahead {
             conf.connect_ahead(upstream, now)
         } else {

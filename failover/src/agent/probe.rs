@@ -3,7 +3,7 @@
 use super::control::Control;
 use super::process::{self, Death};
 use super::sql::{FULL, Row, Sql, SqlError};
-use super::state::Receiver;
+use super::state::{Receiver, Unsteady};
 use super::{Agent, postgres};
 use crate::api::{KNOCK, PostgresState, Primary, Standby};
 use crate::fsm::places::Places;
@@ -422,7 +422,7 @@ impl Agent {
             (o.postgres, o.ending) = (control.stopped(), false);
             o.not_expected(now);
             o.receiver = None;
-            o.not_streaming_since = None;
+            (o.not_streaming_since, o.unsteady) = (None, Unsteady::default());
             o.last_timeline = None;
             o.system_id = Some(control.system_id);
         });
@@ -435,8 +435,9 @@ impl Agent {
         let mut out_of_quarantine = false;
         self.state.change(|o| {
             o.ending = false;
-            let streaming = look.receiver.as_ref().is_some_and(|r| r.streaming);
-            o.not_streaming_since = if streaming { None } else { o.not_streaming_since.or(Some(now)) };
+            let streams = look.receiver.as_ref().filter(|r| r.streaming).map(|r| r.pid);
+            o.unsteady.saw(streams, now);
+            o.not_streaming_since = if streams.is_some() { None } else { o.not_streaming_since.or(Some(now)) };
             o.last_timeline = o.last_timeline.max(look.timeline);
             o.postgres = match look.state {
                 PostgresState::Standby(mut s) => {

@@ -234,7 +234,7 @@ impl Agent {
                 _ => false,
             },
             // A receiver that connects over and over again does not stream, whatever it says in between.
-            not_streaming_for: [seen.not_streaming_since, seen.awaited.map(|a| a.asked)]
+            not_streaming_for: [seen.unsteady.since(), seen.awaited.map(|a| a.asked)]
                 .into_iter()
                 .flatten()
                 .map(|t| self.env.clock.now().since(t))

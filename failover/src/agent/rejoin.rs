@@ -7,7 +7,7 @@ use super::layout::fsync_dir;
 use super::postgres::{self, ServerError, Stop};
 use super::recovery_conf::Upstream;
 use super::sql::{Replication, Sql, SqlError};
-use super::state::Awaited;
+use super::state::{Awaited, Unsteady};
 use super::tool::ToolError;
 use super::wal_tail::{ExamineError, began_at};
 use crate::api::{Position, PostgresState};
@@ -366,7 +366,7 @@ impl Agent {
             let now = self.env.clock.now();
             self.state.change(|o| {
                 o.frozen_for = None;
-                o.not_streaming_since = Some(now);
+                (o.not_streaming_since, o.unsteady) = (Some(now), Unsteady::anew(now));
                 o.awaited = o.awaited.map(|a| Awaited { asked: now, ..a });
             });
             let told = conf.write(&self.env).and_then(|()| postgres::reload(&self.env));

@@ -18,6 +18,36 @@ pub(crate) struct Receiver {
     pub(crate) port: u16,
 }
 
+/// A WAL receiver that lives for as long is one that streams.
+const STEADY_FOR: Duration = Duration::from_secs(1);
+
+/// Since when no WAL receiver has streamed for [`STEADY_FOR`]. PostgreSQL shows one as streaming once it has connected; one that
+/// is told then that its WAL is gone is followed by the next, and each may be seen just while it seems to stream.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Unsteady {
+    since: Option<Instant>,
+    /// The receiver that streams, and since when it was seen to.
+    streams: Option<(i32, Instant)>,
+}
+
+impl Unsteady {
+    /// It is given an address.
+    pub(crate) const fn anew(now: Instant) -> Self {
+        Self { since: Some(now), streams: None }
+    }
+
+    pub(crate) const fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    /// The process that seems to stream, if any.
+    pub(crate) fn saw(&mut self, streams: Option<i32>, now: Instant) {
+        self.streams = streams.map(|pid| self.streams.filter(|(former, _)| *former == pid).unwrap_or((pid, now)));
+        let steady = self.streams.is_some_and(|(_, since)| now.since(since) >= STEADY_FOR);
+        self.since = if steady { None } else { self.since.or(Some(now)) };
+    }
+}
+
 /// How often an agent notes that it runs.
 pub(crate) const PULSE: Duration = Duration::from_millis(100);
 /// Longer than this between two of them, and it has stood still: stopped, suspended or starved. What it did not hear
@@ -96,6 +126,7 @@ pub(crate) struct Observed {
     pub(crate) receiver: Option<Receiver>,
     /// Since when the WAL receiver has not streamed.
     pub(crate) not_streaming_since: Option<Instant>,
+    pub(crate) unsteady: Unsteady,
     /// Since when PostgreSQL has been starting.
     pub(crate) starting_since: Option<Instant>,
     /// The timeline of the last WAL received or replayed, as known exactly at some time.
@@ -153,6 +184,7 @@ impl State {
             was_primary: false,
             receiver: None,
             not_streaming_since: None,
+            unsteady: Unsteady::default(),
             starting_since: None,
             last_timeline: None,
             system_id: None,
@@ -388,6 +420,24 @@ impl Observed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn receivers_that_follow_each_other_do_not_stream_and_one_that_lives_does() {
+        let ms = Instant::from_millis;
+        let mut unsteady = Unsteady::anew(ms(0));
+        // Each look finds one that has just connected, or none.
+        for (at, pid) in [(200, Some(1)), (400, None), (600, Some(2)), (1200, Some(3)), (2200, Some(4)), (3100, None)] {
+            unsteady.saw(pid, ms(at));
+            assert_eq!(unsteady.since(), Some(ms(0)), "{at}");
+        }
+        for (at, since) in [(3200, Some(ms(0))), (4199, Some(ms(0))), (4200, None), (9000, None)] {
+            unsteady.saw(Some(5), ms(at));
+            assert_eq!(unsteady.since(), since, "{at}");
+        }
+        unsteady.saw(None, ms(9100));
+        unsteady.saw(Some(6), ms(9200));
+        assert_eq!(unsteady.since(), Some(ms(9100)));
+    }
 
     #[test]
     fn positions_and_ages_do_not_wake_a_long_poll_and_everything_else_does() {
