@@ -207,6 +207,33 @@ fn what_waits_for_nobody_is_told_as_it_is_although_its_client_had_it_cancelled()
     assert_eq!(told, "C INSERT 0 1 | Z I");
 }
 
+/// What its commit waits for is set by a function, which the text of its call does not show.
+#[test]
+fn what_waits_by_a_functions_setting_is_no_success_to_who_hides_the_notice() {
+    let c = Cluster::start(0, |_| {});
+    let waits = "create function waits() returns int language plpgsql as \
+                 $$ begin perform set_config('synchronous_commit', 'on', true); insert into t values (1); return 1; end $$";
+    for sql in [UNLIMITED, waits] {
+        c.nodes[0].psql(sql);
+    }
+    c.publish(|topology| (topology.protected, topology.semi_sync) = (false, false));
+    let_commits_wait(&c);
+    // As in a cluster whose commits wait for nobody. No connection of the pool is older.
+    c.nodes[0].psql("set synchronous_commit = off; alter role app set synchronous_commit = local");
+    let mut s = Raw::login(c.port, &[("client_min_messages", "error")]);
+    send(&mut s, "select waits()");
+    wait_until_waiting(&c, 1);
+    cancel(&c, &s);
+    assert_eq!(words(&s.until_ready()), "T | D 1 | E 08007 | Z I");
+    s.query("begin");
+    s.query("select waits()");
+    send(&mut s, "commit");
+    wait_until_waiting(&c, 1);
+    cancel(&c, &s);
+    assert_eq!(words(&s.until_ready()), "E 08007 | Z I");
+    assert_eq!(words(&s.query("select count(*) from t")), "T | D 2 | C SELECT 1 | Z I");
+}
+
 /// Who asks for more than the cluster's mode is kept that as well; and one that could not be asked is not given up, as what
 /// does not end once it was stopped is after ten seconds.
 #[test]

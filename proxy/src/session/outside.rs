@@ -1,7 +1,7 @@
 //! What reaches a session from outside of its two sockets: changes of the cluster, limits, cancel requests, its end.
 
 use crate::route::Reason;
-use crate::route::durability::Durability;
+use crate::route::durability::{COMMIT, Durability};
 use crate::session::before_commit::Unless;
 use crate::session::cancel::{Asks, Waiters};
 use crate::session::client::{Failure, Loss, Session, Turn};
@@ -249,7 +249,18 @@ impl Session {
             return self.cancel_unless(Unless::Waiting, Asks::Limit, waiters);
         }
         self.cancelled |= by_client;
+        if self.hides_notices() && !self.knows_waits() {
+            self.relay.commits.distrust();
+        }
         self.forward_cancel(waiters);
+    }
+
+    /// Is it known from the session itself what its commits wait for? What its server began with a function may change, and so
+    /// may its configuration.
+    fn knows_waits(&self) -> bool {
+        let touched = &self.tracking.touched;
+        let sets = touched.every || touched.names.iter().any(|name| &**name == COMMIT);
+        !sets && self.tracking.settings.get(COMMIT).is_some()
     }
 
     /// May what the oldest unit commits wait for standbys, by the cluster's mode or by what the session asks for?

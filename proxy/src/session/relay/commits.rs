@@ -106,6 +106,14 @@ impl Commits {
         self.sent.front().is_some_and(|unit| waits(unit) && hushed.unwrap_or(unit.hushed))
     }
 
+    /// A server is to stop what it is at, and no text tells whether that waits for standbys: it does, and hides it.
+    pub fn distrust(&mut self) {
+        for unit in &mut self.sent {
+            unit.hushed = true;
+            unit.waits.most = unit.waits.most.max(Durability::SemiSync);
+        }
+    }
+
     /// What that which the oldest commits waits for, if anything is in flight.
     pub fn waits(&self) -> Option<Waits> {
         self.sent.front().map(|unit| unit.waits)
