@@ -126,6 +126,7 @@ pub(crate) struct Observed {
     pub(crate) receiver: Option<Receiver>,
     /// Since when the WAL receiver has not streamed.
     pub(crate) not_streaming_since: Option<Instant>,
+    /// The same, where one that has only just connected does not count.
     pub(crate) unsteady: Unsteady,
     /// Since when PostgreSQL has been starting.
     pub(crate) starting_since: Option<Instant>,
