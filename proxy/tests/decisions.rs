@@ -12,7 +12,7 @@ use proxy::auth::scram::{ClientSide, LoginKeys, MECHANISM, NONCE_LEN, ServerSide
 use proxy::catalog::{Catalogs, Settings};
 use proxy::reach::Reach;
 use proxy::resolve::Resolver;
-use proxy::sql::{Access, FunctionTable, LexRules, Volatility, classify};
+use proxy::sql::{Access, FunctionTable, HARMLESS, LexRules, Volatility, classify};
 use proxy::tls::Contexts;
 use proxy::wire::error_response::ClientError;
 use std::io::{self, Read, Write};
@@ -209,8 +209,10 @@ fn every_function_called_a_read_is_not_volatile(primary: &Postgres, table: &Func
         .collect();
     let mut reads: Vec<_> = reads;
     reads.sort_unstable();
-    let harmless =
-        ["clock_timestamp", "gen_random_uuid", "pg_sleep", "pg_sleep_for", "pg_sleep_until", "random", "timeofday"];
+    // Which of them there are depends on the version.
+    let mut harmless: Vec<_> = names.lines().filter(|name| HARMLESS.contains(name)).collect();
+    harmless.sort_unstable();
+    assert!(harmless.len() >= 7, "{harmless:?}");
     assert_eq!(reads, harmless);
 }
 

@@ -28,12 +28,12 @@ const TELLERS: &str = "\
     (proname = ANY ('{currval,lastval,pg_sequence_last_value,inet_server_addr,inet_server_port,pg_backend_pid,pg_blocking_pids,\
 pg_safe_snapshot_blocking_pids,pg_current_snapshot,txid_current_snapshot,pg_my_temp_schema,pg_is_other_temp_schema,pg_listening_channels,pg_cursor,pg_prepared_statement,\
 pg_prepared_xact,pg_lock_status,pg_get_replication_slots,pg_show_all_settings,pg_show_replication_origin_status,\
-pg_postmaster_start_time,pg_conf_load_time,table_to_xml,table_to_xml_and_xmlschema,schema_to_xml,schema_to_xml_and_xmlschema,\
+pg_postmaster_start_time,pg_conf_load_time,pg_numa_available,table_to_xml,table_to_xml_and_xmlschema,schema_to_xml,schema_to_xml_and_xmlschema,\
 database_to_xml,database_to_xml_and_xmlschema}') OR proname LIKE 'pg\\_stat\\_%') \
     UNION ALL SELECT relname, true FROM pg_class WHERE oid < 16384 AND \
     (relname = ANY ('{pg_locks,pg_cursors,pg_sequences,pg_prepared_statements,pg_prepared_xacts,pg_replication_slots,\
 pg_replication_origin_status,pg_settings,pg_file_settings,pg_hba_file_rules,pg_ident_file_mappings,pg_backend_memory_contexts,\
-pg_shmem_allocations,pg_shmem_allocations_numa,pg_aios}') \
+pg_shmem_allocations,pg_shmem_allocations_numa,pg_aios,pg_wait_events}') \
      OR relname LIKE 'pg\\_stat\\_%' OR relname LIKE 'pg\\_statio\\_%') \
     UNION ALL SELECT DISTINCT relname, false FROM pg_class WHERE relkind = 'f' \
     UNION ALL SELECT DISTINCT v.relname, false FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid \
@@ -46,7 +46,7 @@ pg_partition_ancestors,pg_relation_size,pg_table_size,pg_indexes_size,pg_total_r
 pg_extension_config_dump,dsnowball_init,dsnowball_lexize";
 /// Those of PostgreSQL's own; and the columns of a sequence, which may be too new to be known. A call of that name is a window
 /// function's.
-const TELLING: &str = r#"currval|lastval|pg_sequence_last_value|inet_server_(addr|port)|pg_backend_pid|pg_(safe_snapshot_)?blocking_pids|(pg|txid)_current_snapshot|transaction_read_only|pg_my_temp_schema|pg_is_other_temp_schema|pg_listening_channels|pg_cursors?|pg_prepared_(statement|xact)s?|pg_lock_status|pg_(get_)?replication_slots|pg_(show_)?replication_origin_status|pg_show_all_settings|pg_postmaster_start_time|pg_conf_load_time|pg_stat(io)?_\w+|pg_locks|pg_sequences|pg_(file_)?settings|pg_hba_file_rules|pg_ident_file_mappings|pg_backend_memory_contexts|pg_shmem_allocations(_numa)?|pg_aios|(table|schema|database)_to_xml(_and_xmlschema)?|last_value(?!\s*\()|is_called|log_cnt"#;
+const TELLING: &str = r#"currval|lastval|pg_sequence_last_value|inet_server_(addr|port)|pg_backend_pid|pg_(safe_snapshot_)?blocking_pids|(pg|txid)_current_snapshot|transaction_read_only|pg_my_temp_schema|pg_is_other_temp_schema|pg_listening_channels|pg_cursors?|pg_prepared_(statement|xact)s?|pg_lock_status|pg_(get_)?replication_slots|pg_(show_)?replication_origin_status|pg_show_all_settings|pg_postmaster_start_time|pg_conf_load_time|pg_numa_available|pg_stat(io)?_\w+|pg_locks|pg_sequences|pg_(file_)?settings|pg_hba_file_rules|pg_ident_file_mappings|pg_backend_memory_contexts|pg_shmem_allocations(_numa)?|pg_aios|pg_wait_events|(table|schema|database)_to_xml(_and_xmlschema)?|last_value(?!\s*\()|is_called|log_cnt"#;
 /// Where a body, or a literal in it, may name a relation that it reads. What draws from a sequence has its name in quotes: a
 /// standby refuses that.
 const RELATION: &str = r#"(?:\m(?:from|join|table|only)\M|[,(])(?:\s|/\*(?:[^*]|\*+[^*/])*\*+/|--[^\n]*)*(?:(?:"(?:[^"]|"")+"|[\w$]+)\s*\.\s*){0,2}("(?:[^"]|"")+"|[\w$]+)"#;

@@ -49,7 +49,7 @@ pub const HARMLESS: [&str; 10] = [
 
 /// Functions that are not labelled volatile, yet assign a transaction id, or mean the session's own server process, or
 /// work on a primary only, or read relations that the text need not show.
-const PRIMARY_ONLY: [&str; 33] = [
+const PRIMARY_ONLY: [&str; 34] = [
     "inet_server_addr",
     "inet_server_port",
     "txid_current",
@@ -74,6 +74,7 @@ const PRIMARY_ONLY: [&str; 33] = [
     "pg_show_replication_origin_status",
     "pg_postmaster_start_time",
     "pg_conf_load_time",
+    "pg_numa_available",
     "pg_walfile_name",
     "pg_walfile_name_offset",
     "pg_split_walfile_name",

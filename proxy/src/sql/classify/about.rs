@@ -33,5 +33,6 @@ pub(super) fn is_about_this_server(name: &[u8]) -> bool {
                 | b"pg_shmem_allocations"
                 | b"pg_shmem_allocations_numa"
                 | b"pg_aios"
+                | b"pg_wait_events"
         )
 }
