@@ -458,6 +458,75 @@ fn a_read_that_writes_after_all_runs_again_on_the_primary() {
     assert!(after.trim().starts_with(before.trim()), "{before} then {after}");
 }
 
+#[test]
+fn what_a_standby_has_refused_is_asked_of_no_other_standby() {
+    let c = Cluster::start(2, |raw| {
+        raw.workers = 1;
+        raw.reads.remember_refused = cluster::config::Span::millis(0);
+    });
+    c.psql(
+        "create sequence s_seq; create function f() returns bigint stable language sql as 'select nextval(''s_seq'')'",
+    )
+    .unwrap();
+    c.replicate();
+    let waits = [("pgtenure.standby_wait", "60s"), ("pgtenure.no_standby", "error")];
+    let [mut any, mut only] = [Raw::login(c.port, &[]), Raw::login(c.port, &waits)];
+    let refused = || c.counter_of("pgtenure_proxy_retries_total", "refused");
+    wait_for("a standby to refuse it", || {
+        assert_eq!(any.query("select f()")[2], "C SELECT 1");
+        (refused() >= 1.0).then_some(())
+    });
+    let before = refused();
+    for told in 1..=3 {
+        assert_eq!(only.query("select f()")[2], "C SELECT 1");
+        wait_for("that to be counted", || (refused() >= before + f64::from(told)).then_some(()));
+        assert_eq!(refused(), before + f64::from(told));
+        let route = words(&only.query("show pgtenure.last_route"));
+        assert!(route.contains("D primary n1: refused_before: a standby has refused such a statement"), "{route}");
+    }
+}
+
+#[test]
+fn that_a_materialized_view_has_no_rows_yet_is_not_remembered() {
+    let c = Cluster::start(1, |raw| raw.workers = 1);
+    c.psql("create materialized view m as select 1 as a with no data").unwrap();
+    c.replicate();
+    let mut s = Raw::login(c.port, &[]);
+    wait_for("a standby to be asked several times", || {
+        assert_eq!(words(&s.query("select a from m")), "E 55000 | Z I");
+        (c.counter_of("pgtenure_proxy_retries_total", "refused") >= 3.0).then_some(())
+    });
+    c.psql("refresh materialized view m").unwrap();
+    c.replicate();
+    wait_for("a standby to serve it", || {
+        (words(&s.query("select a, current_setting('cluster_name') from m")) == "T | D 1 n2 | C SELECT 1 | Z I")
+            .then_some(())
+    });
+}
+
+#[test]
+fn what_a_standby_has_refused_behind_rows_fails_once() {
+    let c = Cluster::start(1, |raw| raw.workers = 1);
+    c.psql(
+        "create sequence s_seq; create function f(int) returns bigint stable language sql \
+         as 'select case $1 when 5000 then nextval(''s_seq'') else 0 end'",
+    )
+    .unwrap();
+    c.replicate();
+    let mut s = Raw::login(c.port, &[]);
+    let told = |s: &mut Raw| s.query("select f(n), repeat('x', 100) from generate_series(1, 5000) n").split_off(1);
+    wait_for("a standby to refuse it", || {
+        let told = told(&mut s);
+        assert!(told.len() > 1000, "{told:?}");
+        (told[told.len() - 2] == "E 25006").then_some(())
+    });
+    let told = told(&mut s);
+    assert_eq!(told[told.len() - 2], "C SELECT 5000");
+    wait_for("that to be counted", || (c.counter("pgtenure_proxy_misroutes_total") == 1.0).then_some(()));
+    let route = words(&s.query("show pgtenure.last_route"));
+    assert!(route.contains("D primary n1: refused_before: a standby has refused such a statement"), "{route}");
+}
+
 /// As PostgreSQL does when it is stopped; but never where that could be taken for the outcome of a commit.
 #[test]
 fn a_process_that_stops_tells_its_clients() {

@@ -319,6 +319,9 @@ impl Session {
             self.mark(Activity::InTransaction, now, false);
         }
         self.tracking.kept |= std::mem::take(&mut self.relay.kept);
+        if let Some(before) = self.relay.refused.take() {
+            self.remember_refusal(*b"25006", before);
+        }
         if self.relay.answered > 0 {
             self.losses.forget();
             self.block_answered();
@@ -390,7 +393,7 @@ impl Session {
         self.retained_lens.clear();
         self.relay.commits.clear();
         self.avoid.clear();
-        self.rechecks = None;
+        (self.rechecks, self.refused) = (None, false);
         self.mark_rest(now);
         if self.relay.status == TxStatus::Idle {
             (self.wrote, self.saw, self.portal_may_commit, self.own_set) = (false, false, false, 0);

@@ -216,6 +216,8 @@ pub struct Session {
     pub(super) avoid: Vec<NodeId>,
     /// Standbys do not know what that unit names: the primary is asked.
     pub(super) rechecks: Option<Box<Recheck>>,
+    /// A standby has refused what is to be sent again: any other one would, too.
+    pub(super) refused: bool,
     /// What the oldest unit has lost.
     pub(super) losses: Losses,
     /// Since when the unit at the head of the inbox waits.
@@ -365,6 +367,7 @@ impl Session {
             cancelling: false,
             avoid: Vec::new(),
             rechecks: None,
+            refused: false,
             losses: Losses::default(),
             waiting_since: None,
             quiet: false,

@@ -212,7 +212,7 @@ impl Session {
         }
         (self.waiting_since, self.hold, self.hint_warned, self.held_unshown) = (None, None, false, false);
         self.avoid.clear();
-        self.rechecks = None;
+        (self.rechecks, self.refused) = (None, false);
         self.losses.forget();
         self.give_up_block();
         // Nothing is sent for it to a server that was looked for for this, whatever else is in flight there: the next statement looks

@@ -55,7 +55,7 @@ pub(super) fn explain(s: &mut Session, loss: Loss) -> bool {
     let mark = s.relay.mark().filter(|_| loss != Loss::HoldTimeout);
     let lacks = s.relay.lacks.take().filter(|_| matches!(loss, Loss::Refused(_)));
     if let Loss::Refused(code) = loss {
-        s.remember_refusal(code);
+        s.remember_refusal(code, 0);
     }
     let named = |(unit, name)| Some((unit, s.statements.named(name)?.clone()));
     let registered: Vec<(usize, Named)> = s.relay.registers().filter_map(named).collect();

@@ -63,8 +63,9 @@ impl Session {
         self.statements = statements;
     }
 
-    /// A standby refuses the unit that was sent to it: its shapes go to the primary for a while.
-    pub(super) fn remember_refusal(&mut self, code: [u8; 5]) {
+    /// A standby refuses the unit behind so many in flight that are answered: it goes to the primary if it is sent again, and its
+    /// shapes do for a while.
+    pub(super) fn remember_refusal(&mut self, code: [u8; 5], before: usize) {
         if std::mem::take(&mut self.relay.serializable) {
             // Not the statement is to blame: this role has SERIALIZABLE for a default.
             (self.serializable, self.promised) = (true, None);
@@ -73,11 +74,16 @@ impl Session {
         if !REFUSALS.contains(&&code) {
             return;
         }
+        self.refused = true;
+        if std::mem::take(&mut self.relay.unfilled) {
+            return;
+        }
         let remember = self.w.config().reads.remember_refused.0;
-        let len = self.retained_lens.front().copied().unwrap_or(0);
+        let from = self.retained_lens.iter().take(before).sum::<usize>();
+        let len = self.retained_lens.get(before).copied().unwrap_or(0);
         let reads = {
             let classifier = self.classifier();
-            self.shapes(&self.retained[..len], |sql| classifier.of(sql).access == Access::Read)
+            self.shapes(&self.retained[from..from + len], |sql| classifier.of(sql).access == Access::Read)
         };
         for shape in reads {
             if self.w.misroutes.borrow_mut().refused(shape, self.w.now(), remember) {
@@ -91,12 +97,12 @@ impl Session {
 
     /// It went to the primary because a standby has refused what it runs: that is the reason, then.
     pub(super) fn tell_refused_before(&mut self, unit: &[u8], now: Instant) {
-        if self.reason != Reason::Write.as_str() || self.w.misroutes.borrow().is_empty() {
+        if self.reason != Reason::Write.as_str() || !self.refused && self.w.misroutes.borrow().is_empty() {
             return;
         }
         let shapes = self.shapes(unit, |_| true);
         let misroutes = self.w.misroutes.borrow();
-        if shapes.iter().any(|shape| misroutes.holds(*shape, now)) {
+        if self.refused || shapes.iter().any(|shape| misroutes.holds(*shape, now)) {
             self.reason = Reason::RefusedBefore.as_str();
             self.chosen = self.chosen.take().map(|_| Reason::RefusedBefore);
         }

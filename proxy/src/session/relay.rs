@@ -200,6 +200,10 @@ pub struct Relay {
     /// A standby refused what was sent because its transaction would be SERIALIZABLE, which has nothing to do with its
     /// text.
     pub serializable: bool,
+    /// A standby refused to read a materialized view that has no rows there yet, which the next REFRESH changes.
+    pub unfilled: bool,
+    /// A standby refused to write for a read of which rows had reached the client, behind so many that were answered.
+    pub refused: Option<usize>,
     /// Nothing is executed there, only parsed: whatever a standby says against that, the primary may know better.
     pub parse_only: bool,
     /// What has to be taken back, in this order.

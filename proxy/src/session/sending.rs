@@ -38,7 +38,7 @@ impl Session {
         let now = self.w.now();
         let missing = unit.ours && self.position_is_missing(input, unit);
         let at_shown = missing && unit.read && self.shown_serves(now);
-        let missing = missing && !at_shown;
+        let missing = missing && !at_shown || self.refused;
         let access = if missing { Access::Write } else { self.access(unit) };
         self.quiet = unit.quiet && self.relay.status == TxStatus::Idle && !self.replants;
         if self.cancelling

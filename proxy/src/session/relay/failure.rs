@@ -47,7 +47,11 @@ impl Relay {
         {
             self.lacks = lacks.then(|| frame.into());
             self.serializable = f.routine == b"GetSerializableTransactionSnapshot";
+            self.unfilled = f.routine == b"ExecOpenScanRelation";
             return Step::Stop(Event::Retry { code: told });
+        }
+        if self.retries && self.delivered && told == *b"25006" && !self.is_kept(&told, f.routine) {
+            self.refused = Some(self.answered);
         }
         if self.hidden_unit() {
             self.fail_head(&code);
