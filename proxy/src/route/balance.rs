@@ -1,9 +1,10 @@
-//! Which of several standbys: of two picked at random the one with fewer statements outstanding for its weight, and
+//! Which of several standbys: of two picked at random the one with fewer connections that serve a session for its weight, and
 //! nodes of the proxy's own zone before others.
 //!
 //! Always taking the least loaded would send every session of a worker to the same standby between two answers; two
 //! random choices spread nearly as well and do not herd (Mitzenmacher, "The Power of Two Choices"). A node that comes
-//! back weighs little at first; alone in its zone it gets only that share of what comes, and the other zones the rest.
+//! back weighs little at first; alone in its zone it gets only that share of what comes, and the other zones the rest, as far
+//! as they have not come back just as late.
 
 use super::footing::Footing;
 use cluster::NodeId;
@@ -11,7 +12,7 @@ use cluster::topology::Member;
 
 /// How busy each node is, as far as this worker knows, and how it stands.
 pub trait Loads {
-    /// Statements sent to `node` and not answered yet.
+    /// Connections to `node` that serve a session: with a statement, in a block, or kept.
     fn outstanding(&self, node: &NodeId) -> u32;
 
     /// How it stands.
@@ -37,10 +38,11 @@ pub(super) fn choose<'m, F>(
 }
 
 fn among<'m>(members: &'m [Member], fit: impl Fn(&Member) -> bool, loads: &dyn Loads, seed: u64) -> Option<&'m Member> {
-    let near = members.iter().any(|m| {
-        let footing = loads.footing(&m.node);
-        footing.near && mix(seed ^ 1) % 100 < u64::from(footing.share) && fit(m)
-    });
+    let share = |m: &Member| u64::from(loads.footing(&m.node).share);
+    // Behind a change of term all have come back only just: none is spared for others then.
+    let most = || members.iter().filter(|m| fit(m)).map(share).max().unwrap_or(100).max(1);
+    let takes = |m: &Member| share(m) >= 100 || mix(seed ^ 1) % most() < share(m);
+    let near = members.iter().any(|m| loads.footing(&m.node).near && fit(m) && takes(m));
     let weigh = |m: &Member| {
         let footing = loads.footing(&m.node);
         if (near && !footing.near) || !fit(m) { 0 } else { u64::from(footing.weight.max(1)) }

@@ -69,6 +69,10 @@ fn weights_zones_and_who_comes_back_decide_between_equals() {
     assert!((10..=90).contains(&n3), "{n3}");
     let [n2, n3, n4] = shares(&mut with(&[("n3", Footing { near: true, ..back })]));
     assert!((70..=230).contains(&n3) && near([n2, n4], 100), "{n2} {n3} {n4}");
+    // Where all have come back at once, its own zone first.
+    let others = ["n2", "n4"].map(|n| (n, back));
+    let all = [others[0], ("n3", Footing { near: true, ..back }), others[1]];
+    assert_eq!(shares(&mut with(&all)), [0, 1000, 0]);
     // Busy for its weight.
     let mut w = with(&[("n4", Footing { weight: 20_000, ..usual })]);
     w.busy.0 = BTreeMap::from([("n2", 3), ("n3", 3), ("n4", 3)]);
