@@ -323,6 +323,9 @@ pub fn decide(
     if let Err(what) = tenure::check((promise, request.access), topology, lag, request.since, now) {
         let reason = Reason::Unproven { what, waited: now.since(request.since) };
         return match commit_proves_in(topology, lag, now) {
+            Some(Duration::ZERO) if promise.spares_primary(request.access) => {
+                Decision { target: Target::Nowhere, reason }
+            }
             Some(Duration::ZERO) => to_primary(reason),
             left => Decision { target: Target::Wait(left.unwrap_or(promise::LONGEST)), reason },
         };

@@ -6,6 +6,7 @@
 //! server says they are.
 
 use super::token::After;
+use crate::sql::Access;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -124,6 +125,12 @@ impl Promise {
             explain_route: false,
             unclear: false,
         }
+    }
+
+    /// Is it a read that is rather to fail than to burden the primary?
+    pub fn spares_primary(&self, access: Access) -> bool {
+        let at_standbys = self.read_from == ReadFrom::Standby && self.consistency != Consistency::Strong;
+        access == Access::Read && at_standbys && self.no_standby == NoStandby::Error
     }
 
     /// What keeps both: for statements that are sent together.

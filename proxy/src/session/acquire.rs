@@ -333,7 +333,9 @@ fn decide(w: &Worker, want: &Want, lacks: &mut Lacks, now: Instant) -> Result<Re
     lacks.read = (want.access == Access::Read).then(|| reason.clone());
     match target {
         Target::Nowhere => {
-            lacks.standby.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
+            let unproven = matches!(reason, Reason::Unproven { .. }).then(|| reason.as_str());
+            let lacked = lacks.standby.or(unproven);
+            lacked.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
             return Err(nowhere(w, want, reason, now));
         }
         Target::Wait(left) => {
@@ -404,6 +406,7 @@ fn nowhere(w: &Worker, want: &Want, reason: Reason, now: Instant) -> ClientError
     let consistency = want.promise.consistency.as_str();
     match reason {
         Reason::AfterLost { after, why, term } => ClientError::Promise(PromiseError::AfterLost { after, why, term }),
+        Reason::Unproven { what, .. } => unproven(w, &what, want.since, now),
         reason => match matches!(reason, Reason::Unconfirmed { .. }).then(|| lost_in_vain(w, want)).flatten() {
             Some(lost) => ClientError::Promise(PromiseError::ReadLost { ago: now.since(lost.at), lost }),
             None => ClientError::NoStandby { consistency, waited: now.since(want.since), why: reason.to_string() },

@@ -29,6 +29,9 @@ use cluster::{Instant, NodeId, Role};
 use std::future::{Future, poll_fn};
 use std::task::{Context, Poll};
 
+/// Why a unit goes to the server that its session has already.
+const SAME_SERVER: &str = "same_server";
+
 impl Session {
     /// Send a unit to the server that is held, or to one that is at hand, or ask for one.
     pub(super) fn route(&mut self, input: &[u8], unit: &Unit, classes: &[Statement]) -> Step {
@@ -353,9 +356,12 @@ impl Session {
         if begins {
             self.count_unshown();
             self.tell_refused_before(&input[..unit.len], now);
+            if primary && unit.read && self.reason == SAME_SERVER {
+                self.count_unspared();
+            }
             self.w.counts.query(if primary { "primary" } else { "standby" }, self.reason);
             self.log_route(&input[..unit.len], now);
-            self.reason = "same_server";
+            self.reason = SAME_SERVER;
         }
         let chosen = self.chosen.take();
         if executes && !unit.ours {
@@ -395,6 +401,16 @@ impl Session {
         self.w.put_spare(sink.into_spare());
         self.flush_local(unit);
         Step::Used(unit.len)
+    }
+
+    /// A read outside of blocks goes to the primary that its session keeps, also where that was not to be burdened: no standby
+    /// has what the session has there.
+    #[cold]
+    fn count_unspared(&mut self) {
+        let outside = self.relay.leads_to() == TxStatus::Idle && !self.own;
+        if outside && self.promise_of_unit().spares_primary(Access::Read) {
+            self.w.counts.no_standby(Outcome::Primary, SAME_SERVER);
+        }
     }
 
     /// Is the unit the COMMIT of a block that may have written? Then what it commits is asked for in the same write.

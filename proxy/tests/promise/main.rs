@@ -150,6 +150,14 @@ fn what_becomes_of_a_read_that_no_standby_can_serve_is_counted() {
     cluster.nodes[1].psql("select pg_wal_replay_resume()");
     assert_eq!(c.until_ready(), ["T", "D n2", "C SELECT 1", "Z I"]);
     becomes([1.0, 1.0, 1.0]);
+    // What a session has on its server is nowhere else.
+    ok(&mut a, "create temp table own(n int)");
+    assert_eq!(value(&mut a, WHERE), "n1");
+    becomes([1.0, 2.0, 1.0]);
+    ok(&mut a, "begin");
+    assert_eq!(value(&mut a, WHERE), "n1");
+    ok(&mut a, "commit");
+    becomes([1.0, 2.0, 1.0]);
 }
 
 #[test]

@@ -126,6 +126,11 @@ fn where_everybody_else_is_silent_a_commit_proves_it() {
         assert_eq!(waits(&mut w, 3100), Target::Wait(Duration::from_millis(100)));
         let d = w.decide(access, 3200, 1);
         assert_eq!((word(&d).as_str(), d.wants_sample(None)), ("primary unproven", false));
+        // Who does not want the primary burdened is told what is missing.
+        w.promise.no_standby = NoStandby::Error;
+        let spared = if access == Access::Read { "nowhere unproven" } else { "primary unproven" };
+        assert_eq!(word(&w.decide(access, 3200, 1)), spared);
+        w.promise.no_standby = NoStandby::Primary;
         // It holds for others as well, and does not put off the next one.
         w.lag.committed(Term(7), at(3200));
         w.since = None;
