@@ -181,5 +181,5 @@ fn sessions_that_share_servers_by_transaction_are_answered_as_if_alone() {
 
 #[test]
 fn sessions_that_share_servers_by_session_are_answered_as_if_alone() {
-    play_seeds(PoolMode::Session, 0, 4);
+    play_seeds(PoolMode::Session, 1, 4);
 }

@@ -251,23 +251,26 @@ fn every_way_to_say_where_reads_may_go_is_heard() {
 }
 
 #[test]
-fn reads_stay_in_the_proxys_zone_as_the_nodes_tell_it() {
+fn reads_stay_in_the_proxys_zone_as_the_nodes_tell_it_and_go_by_weight_elsewhere() {
     let cluster = Cluster::start(2, |raw| {
         raw.workers = 1;
         raw.max_replay_lag = cluster::config::Span::secs(10);
         raw.zone = Some("west".to_owned());
+        for (node, weight) in [("n2", 1), ("n3", 10_000)] {
+            raw.nodes.insert(node.to_owned(), proxy::config::nodes::Node { zone: None, weight });
+        }
     });
     // One that keeps nothing of what it has read, and so no standby for its sake.
     let mut a = Raw::login(cluster.port, &[("pgtenure.consistency", "bounded")]);
     // Told by the nodes' own agents; one that says nothing is in no zone.
-    for (zones, node) in [([None, Some("west")], "n3"), ([Some("west"), Some("east")], "n2")] {
+    for (zones, node) in [([None; 2], "n3"), ([None, Some("west")], "n3"), ([Some("west"), Some("east")], "n2")] {
         cluster.publish(|t| {
             for (standby, zone) in t.standbys.iter_mut().zip(zones) {
                 standby.zone = zone.map(str::to_owned);
             }
         });
         let mut in_a_row = 0;
-        wait_for("reads to stay in the zone", || {
+        wait_for("reads to go there", || {
             in_a_row = if value(&mut a, WHERE) == node { in_a_row + 1 } else { 0 };
             (in_a_row >= 30).then_some(())
         });
@@ -355,6 +358,26 @@ fn reads_that_follow_each_other_without_a_pause_return_to_the_standby() {
         assert_eq!(got, "5 n1");
         assert!(started.elapsed() < common::DEADLINE, "it never returns");
     }
+}
+
+#[test]
+fn a_session_that_keeps_its_server_stays_at_the_primary_once_it_has_been_there() {
+    let cluster = Cluster::start(1, |raw| {
+        raw.workers = 1;
+        raw.pools.pool_mode = proxy::config::PoolMode::Session;
+        raw.max_replay_lag = cluster::config::Span::secs(10);
+    });
+    let mut a = wait_for("the standby to serve reads", || {
+        let mut a = Raw::login(cluster.port, &[]);
+        (value(&mut a, WHERE) == "n2").then_some(a)
+    });
+    assert_eq!(value(&mut a, WHERE), "n2");
+    ok(&mut a, "set datestyle = 'german'");
+    assert_eq!(value(&mut a, WHERE), "n1");
+    ok(&mut a, "begin read only");
+    assert_eq!(value(&mut a, WHERE), "n1");
+    ok(&mut a, "commit");
+    assert_eq!(value(&mut a, WHERE), "n1");
 }
 
 #[test]
