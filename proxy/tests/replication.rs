@@ -2,8 +2,12 @@
 
 mod common;
 
-use common::{Cluster, wait_for};
+use common::raw::{Raw, let_commits_wait, wait_until_waiting};
+use common::{Cluster, dial, wait_for};
+use proxy::route::durability::Durability;
 use proxy::wire::backend::parameter_status;
+use proxy::wire::frontend::write_query;
+use proxy::wire::startup::cancel_request;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -113,6 +117,61 @@ fn a_process_that_stops_says_so_to_those_who_receive() {
     let mut text = String::new();
     std::io::Read::read_to_string(wal.0.stderr.as_mut().unwrap(), &mut text).unwrap();
     assert!(text.contains("terminating connection due to administrator command"), "{text}");
+}
+
+/// As libpq: send the request, and wait until it has been dealt with.
+fn cancel(c: &Cluster, s: &Raw) {
+    let mut request = dial(c.port);
+    request.write_all(&cancel_request(s.key.0, s.key.1)).unwrap();
+    assert_eq!(request.read(&mut [0]).unwrap(), 0);
+}
+
+/// A connection for logical replication runs SQL as well.
+#[test]
+fn a_cancel_request_stops_what_streams_and_what_runs_there_and_no_wait_for_standbys() {
+    let c = start(0);
+    let mut s = Raw::login(c.port, &[("replication", "database")]);
+    s.write(|out| write_query(out, "select pg_sleep(600)"));
+    wait_for("the statement to run", || {
+        (c.nodes[0].psql("select count(*) from pg_stat_activity where wait_event = 'PgSleep'") == "1").then_some(())
+    });
+    cancel(&c, &s);
+    assert_eq!(s.until_ready(), ["T", "E 57014", "Z I"]);
+    let made = s.query("CREATE_REPLICATION_SLOT changes LOGICAL test_decoding");
+    assert_eq!(made.last().map(String::as_str), Some("Z I"), "{made:?}");
+    s.write(|out| write_query(out, "START_REPLICATION SLOT changes LOGICAL 0/0"));
+    assert_eq!(s.next(), "W");
+    wait_for("it to have streamed all", || {
+        let sql = "select count(*) from pg_stat_activity where wait_event ilike 'walsender%'";
+        (c.nodes[0].psql(sql) == "1").then_some(())
+    });
+    cancel(&c, &s);
+    let seen = s.until_ready();
+    assert_eq!(seen.iter().rev().take(2).collect::<Vec<_>>(), ["Z I", "E 57014"], "{seen:?}");
+    let_commits_wait(&c);
+    s.write(|out| write_query(out, "create table t(a int)"));
+    wait_until_waiting(&c, 1);
+    cancel(&c, &s);
+    // The request has been dealt with, and it still waits.
+    wait_until_waiting(&c, 1);
+    c.nodes[0].psql("alter system reset synchronous_standby_names");
+    c.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(s.until_ready(), ["C CREATE TABLE", "Z I"]);
+}
+
+#[test]
+fn who_runs_sql_there_may_begin_with_no_less_than_the_clusters_mode() {
+    let c = Cluster::start(0, |raw| raw.durability.level = Some(Durability::Applied));
+    c.nodes[0].psql("alter role app replication");
+    let begin = |parameter: &str| {
+        let dsn = format!("replication=database dbname=app {parameter}");
+        output(c.client("psql").args(["-X", "-A", "-t", "-d", &dsn, "-c", "show synchronous_commit"]))
+    };
+    for parameter in ["synchronous_commit", "pgtenure.durability"] {
+        let (ok, text) = begin(&format!("options='-c {parameter}=local'"));
+        assert!(!ok && text.contains("below the cluster's mode"), "{text}");
+    }
+    assert_eq!(begin("").1.trim(), "remote_apply");
 }
 
 #[test]

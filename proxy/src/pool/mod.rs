@@ -62,6 +62,14 @@ impl Identity {
     pub fn is_replication(&self) -> bool {
         self.parameters.iter().any(|(name, _)| name == "replication")
     }
+
+    /// The same for connections that are not for replication.
+    pub fn of_sql(&self) -> Self {
+        let mut of_sql = self.clone();
+        // Only there the name that a client gave is a parameter.
+        of_sql.parameters.retain(|(name, _)| name != "replication" && name != "application_name");
+        of_sql
+    }
 }
 
 /// A pool's key.

@@ -28,8 +28,8 @@ const WAITS: &str = "waits";
 /// What is answered of one that writes WAL, or the state of transactions, which may be its commit's: a signal now would end the
 /// wait behind that.
 const FLUSHES: &str = "flushes";
-/// Such waits, as regular expression: a new segment is made within a flush, too.
-const WRITES: &str = "^wal|slru|xact|committs";
+/// Such waits, as regular expression: a new segment is made within a flush, too. What streams waits under such a name as well.
+const WRITES: &str = "^wal(?!sender)|slru|xact|committs";
 /// How long until such a one is looked at again: at first, and at most.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(40));
 /// How long until a connection is looked for again, where none was to be had.
@@ -162,8 +162,10 @@ mod tests {
     #[test]
     fn what_writes_wal_or_the_state_of_transactions_may_be_at_its_commit() {
         let is_met = |event: &str| {
-            WRITES.split('|').any(|word| match word.strip_prefix('^') {
-                Some(start) => event.starts_with(start),
+            WRITES.split('|').any(|word| match word.strip_prefix('^').and_then(|word| word.split_once("(?!")) {
+                Some((start, but)) => {
+                    event.strip_prefix(start).is_some_and(|rest| !rest.starts_with(but.trim_end_matches(')')))
+                }
                 None => event.contains(word),
             })
         };
@@ -185,7 +187,9 @@ mod tests {
         ] {
             assert!(is_met(&event.to_lowercase()), "{event}");
         }
-        for event in ["SyncRep", "transactionid", "virtualxid", "PgSleep", "relation", "ClientRead", "DataFileRead"] {
+        let streams = ["WalSenderMain", "WALSenderMain", "WalSenderWaitForWAL", "WalSenderWriteData"];
+        let others = ["SyncRep", "transactionid", "virtualxid", "PgSleep", "relation", "ClientRead", "DataFileRead"];
+        for event in streams.into_iter().chain(others) {
             assert!(!is_met(&event.to_lowercase()), "{event}");
         }
         for unless in [Unless::Waiting, Unless::Committing] {

@@ -543,7 +543,7 @@ impl Greeter<'_> {
         }
         let Startup { minor, database, user, parameters, replication, application_name, .. } = startup;
         let mut identity = Identity { database, dbname, user, parameters };
-        if !replication {
+        if !identity.is_physical() {
             let more = durable::at_login(self.w, &identity)?;
             identity.parameters.extend(more);
         }

@@ -27,6 +27,7 @@ use crate::wire::frontend;
 use cluster::topology::Gate;
 use cluster::{Instant, NodeId, Role};
 use std::future::{Future, poll_fn};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// Why a unit goes to the server that its session has already.
@@ -195,7 +196,9 @@ impl Session {
         let want = self.want(Access::Write, now);
         // Whatever its reads are promised: this one may be what an answer to a promise hangs on.
         let promise = Promise { after: None, consistency: Consistency::Eventual, ..want.promise };
-        let want = Want { quiet: true, avoid: Vec::new(), since: now, promise, ..want };
+        // One for replication is nobody else's, and counts against another limit.
+        let identity = if self.tunnel { Arc::new(want.identity.of_sql()) } else { want.identity };
+        let want = Want { identity, quiet: true, avoid: Vec::new(), since: now, promise, ..want };
         (want, self.mode == PoolMode::Transaction)
     }
 

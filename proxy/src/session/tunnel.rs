@@ -3,8 +3,11 @@
 //!
 //! A walsender's conversation is its own (COPY in both directions, commands that are no SQL), lasts for days, and cannot
 //! move to another server. So such a client has a server connection of its own, that is never used again. Messages are
-//! followed only to know where one ends: the farewell must not stand within another.
+//! followed only to know where one ends: the farewell must not stand within another. One of a database runs SQL as well, which
+//! nobody looks at: only that a cancel request ends no wait for standbys is seen to.
 
+use crate::session::before_commit::Unless;
+use crate::session::cancel::Asks;
 use crate::session::client::{Session, fill};
 use crate::wire::codec::Follower;
 use crate::wire::error_response::ClientError;
@@ -79,7 +82,11 @@ fn pump(s: &mut Session, frames: &mut Follower, cx: &mut Context<'_>) -> Poll<En
         }
     }
     if let Some(waiters) = s.presence.cancel.take() {
-        s.forward_cancel(waiters);
+        if s.identity.is_physical() {
+            s.forward_cancel(waiters);
+        } else {
+            s.cancel_unless(Unless::Waiting, Asks::Client, waiters);
+        }
     }
     s.cancelling = s.server.as_ref().is_some_and(|server| server.cancels.running());
     for _ in 0..MAX_ROUNDS {
