@@ -28,9 +28,23 @@ fn wait_until_running(c: &Cluster, node: usize, n: usize) {
     });
 }
 
+/// The clients' database once more, whose clients keep their servers.
+fn by_session() -> Database {
+    Database { pool_mode: Some(PoolMode::Session), dbname: Some("app".into()), ..Database::default() }
+}
+
 #[test]
 fn a_killed_primary_is_explained_to_every_session_and_all_go_on() {
-    let mut c = Cluster::start(2, |_| {});
+    kill_primary(PoolMode::Transaction);
+}
+
+#[test]
+fn a_killed_primary_is_explained_to_those_who_keep_servers_and_all_go_on() {
+    kill_primary(PoolMode::Session);
+}
+
+fn kill_primary(mode: PoolMode) {
+    let mut c = Cluster::start(2, |raw| raw.pools.pool_mode = mode);
     c.psql("create table t(a int); create table u(a int)").unwrap();
     c.replicate();
     let mut logins: Vec<Raw> = (0..11).map(|_| Raw::login(c.port, &[])).collect();
@@ -374,10 +388,12 @@ fn a_view_that_ran_out_stops_writes_and_doubts_what_was_in_flight() {
 
 #[test]
 fn a_deposed_primary_that_still_answers_is_left_at_once() {
-    let c = Cluster::start(1, |_| {});
+    let c = Cluster::start(1, |raw| drop(raw.databases.insert("kept".into(), by_session())));
     let mut inside = Raw::login(c.port, &[]);
     let mut flying = Raw::login(c.port, &[]);
+    let mut keeps = Raw::login(c.port, &[("database", "kept")]);
     inside.query("create table t(a int)");
+    assert_eq!(words(&keeps.query("insert into t values (0)")), "C INSERT 0 1 | Z I");
     c.replicate();
     inside.query("begin");
     inside.query("insert into t values (1)");
@@ -394,6 +410,8 @@ fn a_deposed_primary_that_still_answers_is_left_at_once() {
         let idle = "select count(*) from pg_stat_activity where usename = 'app' and state = 'idle'";
         (c.nodes[0].psql(idle) == "0").then_some(())
     });
+    // Who had one of them all the time does not notice.
+    assert_eq!(words(&keeps.query(name)), "T | D n2 f | C INSERT 0 1 | Z I");
 }
 
 #[test]
@@ -693,9 +711,7 @@ fn a_drained_proxy_lets_transactions_end() {
 #[test]
 fn a_drained_proxy_lets_reads_on_standbys_end_and_sessions_that_keep_servers_begin_nothing() {
     let mut c = Cluster::start(1, |raw| {
-        let session =
-            Database { pool_mode: Some(PoolMode::Session), dbname: Some("app".into()), ..Database::default() };
-        raw.databases.insert("kept".into(), session);
+        raw.databases.insert("kept".into(), by_session());
         raw.max_replay_lag = cluster::config::Span::secs(10);
     });
     let (mut reader, mut idle) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));

@@ -1,17 +1,36 @@
 //! Connections that nobody uses: replaced when they are lost, closed when they are too many or too old.
 
-use super::common::raw::Raw;
+use super::common::raw::{Raw, bind, execute, parse, sync};
 use super::common::{Cluster, wait_for};
 use super::{view, words};
 use cluster::config::Span;
+use proxy::config::PoolMode;
 use proxy::pool::view::ServerState;
 use proxy::wire::frontend::write_query;
 
 #[test]
 fn idle_servers_that_were_terminated_are_replaced_unnoticed() {
-    let c = Cluster::start(0, |_| {});
+    terminate_idle(PoolMode::Transaction);
+}
+
+#[test]
+fn so_are_those_that_their_clients_keep() {
+    terminate_idle(PoolMode::Session);
+}
+
+fn terminate_idle(mode: PoolMode) {
+    let c = Cluster::start(0, |raw| raw.pools.pool_mode = mode);
     let mut clients: Vec<Raw> = (0..8).map(|_| Raw::login(c.port, &[])).collect();
     clients[0].query("create table t(a int)");
+    for client in &mut clients {
+        assert_eq!(words(&client.query("set work_mem = '2MB'")), "C SET | Z I");
+        assert_eq!(words(&client.query("prepare by_sql as insert into t values (1)")), "C PREPARE | Z I");
+        client.write(|out| {
+            parse(out, "s", "select current_setting('work_mem') from t limit 1");
+            sync(out);
+        });
+        assert_eq!(words(&client.until_ready()), "1 | Z I");
+    }
     for _ in 0..5 {
         clients.iter_mut().for_each(|client| drop(client.query("begin")));
         clients.iter_mut().for_each(|client| drop(client.query("commit")));
@@ -19,8 +38,21 @@ fn idle_servers_that_were_terminated_are_replaced_unnoticed() {
         wait_for("the servers to be gone", || {
             (c.nodes[0].psql("select count(*) from pg_stat_activity where usename = 'app'") == "0").then_some(())
         });
-        for client in &mut clients {
-            assert_eq!(words(&client.query("insert into t values (1)")), "C INSERT 0 1 | Z I");
+        for (i, client) in clients.iter_mut().enumerate() {
+            // Whatever comes first behind it.
+            let by_sql = |client: &mut Raw| client.query("execute by_sql");
+            let inserted = "C INSERT 0 1 | Z I";
+            if i % 2 == 0 {
+                assert_eq!(words(&by_sql(client)), inserted);
+            }
+            assert_eq!(words(&client.query("insert into t values (1)")), inserted);
+            client.write(|out| {
+                bind(out, "", "s", &[]);
+                execute(out, "");
+                sync(out);
+            });
+            assert_eq!(words(&client.until_ready()), "2 | D 2MB | C SELECT 1 | Z I");
+            assert_eq!(words(&by_sql(client)), inserted);
         }
     }
 }

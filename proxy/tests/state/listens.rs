@@ -4,6 +4,7 @@
 use super::common::raw::{Raw, bind, ok, parse, sync, two_servers, value};
 use super::common::{self, Cluster, wait_for};
 use cluster::topology::{Closed, Gate};
+use proxy::config::PoolMode;
 use proxy::console::tally::Counter;
 use proxy::wire::frontend::write_query;
 use std::io::Write;
@@ -161,10 +162,19 @@ fn a_listener_is_warned_after_a_failover_and_goes_on_listening() {
     ok(&mut a, "unlisten *");
 }
 
-/// Each of these is told the channels anew, and a block that is lost takes nothing from what was listened to before it.
 #[test]
 fn every_listen_of_a_session_survives_its_server() {
-    let mut c = Cluster::start(1, |_| {});
+    lose_listeners(PoolMode::Transaction);
+}
+
+#[test]
+fn so_does_every_listen_of_one_that_keeps_its_server() {
+    lose_listeners(PoolMode::Session);
+}
+
+/// Each of these is told the channels anew, and a block that is lost takes nothing from what was listened to before it.
+fn lose_listeners(mode: PoolMode) {
+    let mut c = Cluster::start(1, |raw| raw.pools.pool_mode = mode);
     let pid = |a: &mut Raw| value(a, "select pg_backend_pid()");
     let terminate = |c: &Cluster, pid: &str| c.nodes[0].psql(&format!("select pg_terminate_backend({pid})"));
     let mut a = Raw::login(c.port, &[]);
