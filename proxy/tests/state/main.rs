@@ -245,6 +245,55 @@ fn sessions_with_one_role_keep_it_though_one_is_known_to_be_who_it_logged_in_as(
     }
 }
 
+/// Who may take on another user's rights keeps them for itself.
+#[test]
+fn an_authorization_follows_its_session_and_is_never_left_behind() {
+    const WHO: &str = "select session_user, current_user, current_setting('is_superuser')";
+    let c = Cluster::start(0, |raw| raw.pool_size = 1);
+    c.nodes[0].psql("alter role app superuser; create role boss superuser; create role worker; create role odd");
+    let (mut a, mut b) = (Raw::login(c.port, &[]), Raw::login(c.port, &[]));
+    let mut direct = Raw::login(c.nodes[0].port, &[]);
+    for sql in [
+        "set session authorization boss",
+        WHO,
+        "set session authorization worker",
+        WHO,
+        "set role boss",
+        "select 1",
+        "begin; set session authorization boss; rollback",
+        WHO,
+        "begin; set local session authorization boss",
+        WHO,
+        "commit",
+        WHO,
+        "begin; set session authorization odd",
+        "savepoint s",
+        "set session authorization boss",
+        WHO,
+        "rollback to s",
+        WHO,
+        "commit",
+        WHO,
+        "reset session authorization",
+        WHO,
+        "set role worker",
+        "set session authorization boss",
+        WHO,
+        "set session authorization default",
+        WHO,
+        "set session authorization worker",
+        "set session authorization nobody",
+        "discard all",
+        WHO,
+    ] {
+        let (told, want) = (a.query(sql), direct.query(sql));
+        assert_eq!(told, want, "{sql}");
+        if told.last().is_some_and(|ready| ready == "Z I") {
+            assert_eq!(ok(&mut b, WHO), ["T", "D app app on", "C SELECT 1", "Z I"], "behind {sql}");
+        }
+    }
+}
+
 #[test]
 fn a_parameters_name_is_found_in_its_value() {
     let c = two_servers();
