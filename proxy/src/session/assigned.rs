@@ -92,7 +92,11 @@ fn behind_blanks(text: &[u8]) -> Option<&[u8]> {
         left = left.trim_ascii_start();
         let end = match left {
             [b'-', b'-', ..] => left.iter().position(|b| matches!(b, b'\n' | b'\r')),
-            [b'/', b'*', ..] => left.windows(2).position(|w| w == b"*/").map(|at| at + 2),
+            // One within another is not followed.
+            [b'/', b'*', inside @ ..] => {
+                let mark = inside.windows(2).position(|w| matches!(w, b"*/" | b"/*"));
+                mark.filter(|at| inside[*at] == b'*').map(|at| at + 4)
+            }
             [] if !whole => None,
             _ => {
                 let skipped = text.len().min(NEAR) - left.len();
@@ -268,6 +272,7 @@ mod tests {
             ("set pgtenure.after = $$x$$", true),
             ("set /* x */ pgtenure.after = 'x'", true),
             ("/* ; */ set -- x\n local pgtenure.after to 'x'", true),
+            ("/*/ x */ set /* x */ pgtenure.after = 'x'", true),
             ("set \"pgtenure.after\" = 'x'", true),
             ("set pgtenure.after /* x */ = 'x'", true),
             ("set pgtenure.after = E'x'", true),
@@ -294,6 +299,8 @@ mod tests {
             ("set \"Pgtenure\".after = 'x'", true),
             ("set pgtenure . after = 'x'", true),
             ("set pgtenure/* x */./**/-- y\nafter = 'x'", true),
+            ("set pgtenure/*/ x */.after = 'x'", true),
+            ("set pgtenure/* x /* y */ */.after = 'x'", true),
             ("set pgtenure.U&\"after\" = 'x'", true),
             ("select set_config('pgtenure' || '.after', 'x', false)", true),
             ("select set_config(concat('pgtenure', '.', 'after'), 'x', false)", true),

@@ -116,6 +116,7 @@ impl SetsAfter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn position(texts: &[&str], startup: Option<&str>) -> String {
         let mut sets = SetsAfter::new(startup.map(|text| text.parse().unwrap()));
@@ -220,6 +221,22 @@ mod tests {
             assert_eq!(position(&[&sql], None), want, "{one}");
             let read = crate::sql::read_by_lexers() - before;
             assert!(read < 6 * LONG, "{one}: {read} bytes");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(
+            words in prop::collection::vec(prop::sample::select(vec![
+                "set", "reset", "local", "session", "all", "select", "set_config", "current_setting", "pgtenure", "after", ".",
+                "pgtenure.after", "2-2-0/1", "(", ")", ",", ";", "'", "\"", "$$", "$1", "--", "\n", "/*", "*/", "/", "e'", "u&",
+                "::text", "=", "to", "default", "true", "||", "execute", "prepare", "commit", "begin", " ", "é",
+            ]), 0..40),
+        ) {
+            let sql = words.concat();
+            let mut sets = SetsAfter::new(None);
+            sets.add(sql.as_bytes());
+            let _ = sets.position(false);
         }
     }
 }
