@@ -1,6 +1,8 @@
 //! SQL text from anybody.
 
-use proxy::sql::{Access, FunctionTable, LexRules, classify};
+use proxy::route::hint;
+use proxy::sql::{self, Access, BodyRow, FunctionTable, LexRules, LongText, RelationRow, Touched, classify};
+use std::sync::Arc;
 
 /// No text panics; blanks and comments before a text change nothing; what a session with a stricter reading calls a
 /// read is one for a session that reads it as usual.
@@ -26,4 +28,45 @@ pub(crate) fn check(data: &[u8]) {
     if !swallows {
         assert_eq!(class(&written, LexRules::STANDARD).access, Access::Write, "a DELETE was called a read");
     }
+    in_a_body(data);
+    [LexRules::STANDARD, escaping].into_iter().for_each(|lex| in_pieces(data, lex));
+    say(data);
+}
+
+/// What the catalog has as a function's body, or behind a relation, may be any text as well.
+fn in_a_body(data: &[u8]) {
+    let text = &*String::from_utf8_lossy(data);
+    let body = BodyRow { name: "f", sql: true, text };
+    let relation = RelationRow { name: "r", read: true, text };
+    let functions = FunctionTable::unloaded().with_bodies(&[body], &[relation]);
+    let _ = classify(b"select f() from r", &functions, LexRules::STANDARD);
+}
+
+/// A text too long to be kept is read as it comes: it leaves the same wherever it is cut.
+fn in_pieces(data: &[u8], lex: LexRules) {
+    let functions = Arc::new(FunctionTable::unloaded());
+    let cut = data.iter().map(|b| usize::from(*b)).sum::<usize>() % (data.len() + 1);
+    let [whole, pieces] = [&[data][..], &[&data[..cut], &data[cut..]]].map(|pieces| {
+        let mut text = LongText::new(lex, functions.clone());
+        pieces.iter().for_each(|piece| text.feed(piece));
+        (text.touched(), text.finish())
+    });
+    assert_eq!(whole, pieces, "cut at {cut}");
+    let mut touched = Touched::default();
+    touched.add(data, &[data], lex);
+    touched.add_body(data, lex);
+    touched.unreadable(data, &[data]);
+}
+
+/// What else is looked for in texts: none of it panics.
+fn say(data: &[u8]) {
+    let _ = (hint::of_each(data), sql::fingerprint(data), sql::redefines(data), sql::first_words(data));
+    let _ = (sql::keeps_read_only(data), sql::sets_aside(data), sql::only_sets(data), sql::only_configures(data));
+    let _ = (sql::changes_rows(data), sql::fetches(data), sql::about_names(data), sql::first_of(data));
+    let _ = (sql::prepared(data), sql::executed(data), sql::deallocated(data), sql::highest_parameter(data));
+    for (range, _) in sql::parameters(data) {
+        assert!(range.end <= data.len(), "a parameter behind the text");
+    }
+    let statements: usize = sql::statements(data).map(<[u8]>::len).sum();
+    assert!(statements <= data.len(), "a text has more in its statements than in itself");
 }
