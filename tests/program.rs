@@ -255,6 +255,22 @@ fn a_typed_file_beats_the_variable_of_the_managers_and_gives_the_secret_for_a_ty
 }
 
 #[test]
+fn an_order_names_the_cluster_of_the_file_and_a_typed_one_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = proxy_file(dir.path(), free_port(), free_port());
+    for (more, asked) in
+        [(vec![], "/ops/resume?cluster=t "), (vec!["--cluster", "orders"], "/ops/resume?cluster=orders ")]
+    {
+        let (at, taken) = taker();
+        let both = [vec!["resume", "--config", file.as_str(), "--admin", at.as_str()], more].concat();
+        let out = output(&both);
+        assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+        let order = taken.join().unwrap();
+        assert!(order.contains(asked), "{order}");
+    }
+}
+
+#[test]
 fn a_statement_is_explained_by_its_text_alone() {
     let out = output(&["route", "select 1 for share"]);
     let text = String::from_utf8_lossy(&out.stdout).into_owned();

@@ -1,8 +1,14 @@
 //! What an operator may and may not do, what the refusals say, and what an allowed loss leaves behind.
 
-use integration::cluster::{Cluster, LONG, Verb, one_at_a_time};
+use integration::cluster::{Cluster, LONG, Verb, one_at_a_time, program};
+use integration::etcd::Etcd;
+use integration::ports::free_port;
+use integration::postgres::describe;
+use integration::process::{Process, unprivileged};
+use integration::scratch::Scratch;
 use integration::wait::{wait_for, wait_until};
 use integration::workload::{Readers, Style, Workload};
+use std::process::Command;
 use std::time::Duration;
 
 fn said(verb: &Verb) -> String {
@@ -178,4 +184,49 @@ fn wrong_usage_and_wrong_secrets_are_told_apart_from_refusals() {
             command.args(["config", "check"]).arg(cluster.config(name)).output().expect("our own program starts");
         assert!(output.status.success(), "{name}: {}", integration::postgres::describe(&output));
     }
+}
+
+#[test]
+fn managers_of_two_clusters_answer_for_the_one_of_the_file_or_the_one_named() {
+    let _turn = one_at_a_time();
+    let scratch = Scratch::new();
+    let etcd = Etcd::start(&scratch);
+    let (dir, admin) = (scratch.path().display(), format!("127.0.0.1:{}", free_port()));
+    scratch.file("shared.secret", "0123456789abcdef\n");
+    let file = |name: &str, prefix: &str, more: &str| {
+        let text = format!(
+            "roles = [\"manager\"]\n[admin]\nlisten = \"{admin}\"\n[cluster]\nname = \"{name}\"\nvoters = [\"n1\", \"n2\"]\n\
+             secret_file = \"{dir}/shared.secret\"\n[etcd]\nendpoints = [\"http://{}\"]\nprefix = \"{prefix}\"\n{more}",
+            etcd.endpoint()
+        );
+        scratch.file(&format!("{name}.toml"), &text)
+    };
+    let first = file("a", "/first", "[manager]\nclusters = { b = { prefix = \"/second\" } }\n");
+    let second = file("b", "/second", "");
+    let mut managers = unprivileged(program());
+    managers.args(["run", "--config"]).arg(&first);
+    let _managers =
+        Process::spawn("managers", managers, scratch.path(), &scratch.path().join("managers.log")).expect("they start");
+
+    let first = first.to_str().expect("plain text");
+    let second = second.to_str().expect("plain text");
+    let status = |target: &[&str]| {
+        let output = Command::new(program()).args(["status", "--json"]).args(target).output().expect("it starts");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        serde_json::from_str::<serde_json::Value>(&text).map_err(|e| format!("{e}: {text}{}", describe(&output)))
+    };
+    for (target, name) in [
+        (vec!["--config", first], "a"),
+        (vec!["--config", second], "b"),
+        (vec!["--config", first, "--cluster", "b"], "b"),
+        (vec!["--admin", &admin], "a"),
+        (vec!["--admin", &admin, "--cluster", "b"], "b"),
+        (vec!["--admin", &admin, "--config", second], "b"),
+    ] {
+        wait_for(&format!("the status of {name} by {target:?}"), LONG, || {
+            status(&target).and_then(|s| if s["cluster"] == name { Ok(()) } else { Err(s.to_string()) })
+        });
+    }
+    let nobody = status(&["--admin", &admin, "--cluster", "c"]).expect("JSON").to_string();
+    assert!(nobody.contains("cluster c is not looked after here, but a, b"), "{nobody}");
 }

@@ -116,7 +116,7 @@ async fn seen_by_any(target: &TargetArgs) -> Option<Value> {
         }
         (None, None) => return None,
     };
-    Admin::new(urls, None).get(&of_cluster("/status?local=1", target.cluster.as_deref())).await.ok()
+    Admin::new(urls, None).get(&of_cluster("/status?local=1", meant(target).ok()?.as_deref())).await.ok()
 }
 
 /// Nobody leads: not an answer to rely on, so the exit code says that it failed.
@@ -133,9 +133,10 @@ fn finish_unled(target: &TargetArgs, request: &Request, seen: &Value) -> ExitCod
 /// leads within its lease. Nothing was sent in the cases that are tried again.
 async fn ask(target: &TargetArgs, request: &Request) -> Result<Result<Value, CallError>> {
     let start = Instant::now();
+    let cluster = meant(target)?;
     loop {
         let outcome = match admin(target).await? {
-            Some(admin) => send(&admin, request, target.cluster.as_deref()).await,
+            Some(admin) => send(&admin, request, cluster.as_deref()).await,
             None => Err(CallError::NoLeader("etcd names none".to_owned())),
         };
         let again = match &outcome {
@@ -261,6 +262,14 @@ fn without_by(order: &Value) -> Value {
         fields.remove("by");
     }
     order
+}
+
+/// The cluster asked for. Managers would take one that is not named for their first, which need not be the one of the file.
+fn meant(target: &TargetArgs) -> Result<Option<String>> {
+    match (&target.cluster, &target.config) {
+        (None, Some(file)) => Ok(Some(config::load(file)?.name)),
+        (typed, _) => Ok(typed.clone()),
+    }
 }
 
 /// A path that asks for one of several clusters.
