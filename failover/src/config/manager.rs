@@ -48,8 +48,8 @@ pub struct ManagerRaw {
     pub max_loss: Size,
     /// Bound on an operator's whole request. Default `60s`.
     pub operation_timeout: Span,
-    /// Automatic failovers allowed within `failover_window`; more wait for an operator. Default 6: a flapping host
-    /// must not move the primary for ever.
+    /// Automatic failovers allowed within `failover_window`, restarts of a primary that was found stopped included; more wait for
+    /// an operator. Default 6: a flapping host must not move the primary for ever.
     pub failover_budget: u32,
     /// See `failover_budget`. Default `10min`.
     pub failover_window: Span,

@@ -189,8 +189,10 @@ impl Planner {
                 blockers.push(Blocker::PrimaryFenced { node: node.clone(), by: fence.by.clone() });
             }
             blockers.extend(self.paused());
-            if begin.cause == Cause::Failover {
+            if self.is_of_the_budget(begin) {
                 blockers.extend(self.budget(now));
+            }
+            if begin.cause == Cause::Failover {
                 blockers.extend(self.loss_too_large(now, &policy));
             }
         }
@@ -424,7 +426,7 @@ impl Planner {
         begin.detected = begin.detected.or(Some(now));
         let journal = self.new_journal(term, &begin, prev.as_ref(), &policy.value);
         let mut puts = vec![RecordPut::Term(record), RecordPut::Journal(Box::new(journal))];
-        begin.counts = counts_for_budget(&begin, &old.value);
+        begin.counts = self.counts_for_budget(&begin, &old.value);
         begin.for_proxy = self.proxied().is_some_and(|(_, proxied)| proxied.next() == term);
         if begin.counts {
             // In the same transaction: whoever leads next counts it too, whatever becomes of this manager.
@@ -433,6 +435,19 @@ impl Planner {
         self.verdict = Verdict::Acting { term, step: "beginning the term".into() };
         self.stage = Stage::Beginning(Box::new(begin));
         self.send(ChangeKind::Begin, guards, puts, vec![RecordKey::Primary], out);
+    }
+
+    /// Is this begun for a death? A restart is, wherever it ends (whether it is one hangs on what its manager has seen); behind
+    /// an etcd restored from a backup it is not.
+    fn is_of_the_budget(&self, begin: &Begin) -> bool {
+        begin.cause == Cause::Failover || begin.cause == Cause::Restart && self.knows_of_every_term()
+    }
+
+    /// Is this an automatic failover's first attempt? The first that replaces an open term is one too: a term that its manager gave
+    /// up may have opened all the same.
+    fn counts_for_budget(&self, begin: &Begin, old: &TermRecord) -> bool {
+        let open = matches!(old.phase, Phase::Active | Phase::Draining);
+        self.is_of_the_budget(begin) && (open || begin.cause == Cause::Failover && begin.failures == 0)
     }
 
     pub(super) fn new_journal(
@@ -505,13 +520,6 @@ impl Planner {
         self.stage = Stage::Round(Box::new(round));
         let _ = self.advance_round(now, out);
     }
-}
-
-/// Is this an automatic failover's first attempt? The first that replaces an open term is one too: a term that its manager gave
-/// up may have opened all the same.
-fn counts_for_budget(begin: &Begin, old: &TermRecord) -> bool {
-    let open = matches!(old.phase, Phase::Active | Phase::Draining);
-    begin.cause == Cause::Failover && (begin.failures == 0 || open)
 }
 
 /// Where the WAL of a node ended when it was chosen.
