@@ -153,6 +153,7 @@ impl Agent {
                 if sql.value::<u64>("watching the probe", &waits, Duration::from_secs(2)).await? == 1 {
                     let now = "SELECT pg_current_wal_insert_lsn()";
                     let lsn: Lsn = sql.value("asking for the position", now, Duration::from_secs(2)).await?;
+                    self.conf.lock().await.proved();
                     return Ok(Probe { commit, lsn: lsn.normalised_insert() });
                 }
                 tokio::time::sleep(Duration::from_millis(2)).await;

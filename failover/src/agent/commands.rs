@@ -95,6 +95,9 @@ impl Agent {
         use std::sync::atomic::Ordering::Release;
         self.reset_foreign_settings();
         self.spawning.store(true, Release);
+        if postgres::is_dead(&self.env) {
+            self.conf.lock().await.proved();
+        }
         let started = async {
             let pid = postgres::start(&self.env, how).await?;
             self.state.change(|o| {

@@ -192,7 +192,7 @@ impl Agent {
             Some(left) if !left.is_zero() => Ok(left),
             _ => Err(PromoteError::TimedOut { what, after_ms: order.deadline_ms }),
         };
-        let names_changed = self.preset_waits(&waits).await?;
+        let unproved = self.preset_waits(&waits).await?;
         if self.conf.lock().await.is_lenient() {
             // The readers that are ended next were the last to go by the default of before.
             self.settings_read(left("reading the settings")?).await?;
@@ -230,7 +230,7 @@ impl Agent {
             return Err(PromoteError::Timeline { got, want: timeline });
         }
         let (fork, forks) = self.forks_of_new(timeline)?;
-        if names_changed && waits.protects() {
+        if unproved && waits.protects() {
             // The list may have been empty a moment ago: prove that it is in force.
             self.prove_waiting(&waits.names, left("proving the names")?).await?;
         }
@@ -263,7 +263,7 @@ impl Agent {
         Prepared { count, oldest: rows.into_iter().filter_map(|r| r.into_iter().next()?).collect() }
     }
 
-    /// What commits wait for before and after, and replay without delay; true when the names had to be changed.
+    /// What commits wait for before and after, and replay without delay; true when they may not wait for it yet.
     async fn preset_waits(&self, waits: &Waits) -> Result<bool, PromoteError> {
         let mut conf = self.conf.lock().await;
         let effective = self.state.look(|o| match &o.postgres {
@@ -277,7 +277,7 @@ impl Agent {
             let told = conf.write(&self.env).and_then(|()| postgres::reload(&self.env));
             told.map_err(|source| PromoteError::File { what: "settings", source })?;
         }
-        Ok(!names_hold)
+        Ok(!names_hold || conf.is_unproved())
     }
 
     /// Wait until everything up to `base` that is a whole record is replayed.

@@ -36,6 +36,8 @@ pub(crate) struct Dynamic {
     pub(crate) waits: Waits,
     /// Sessions may go by a default under which their commits wait only when they ask for it.
     lenient: bool,
+    /// There was no list while the server ran, and that commits wait for the one there is now was not proved since.
+    unproved: bool,
     /// A new upstream is being connected to.
     eager: bool,
     /// The upstream ran without an agent when it was connected to, by rules of its own for who is let in how.
@@ -61,6 +63,8 @@ const ON_REQUEST: &str = "synchronous_commit = 'local'";
 const ALWAYS: &str = "synchronous_commit = 'on'";
 /// The same, where that is not known of every session.
 const ALWAYS_SOON: &str = "synchronous_commit = 'on' # not of every session yet";
+/// Behind a list of which it is not known that the checkpointer has taken it up.
+const UNPROVED: &str = " # not proved";
 /// The line by which the startup process connects again at once (wal_retrieve_retry_interval in PostgreSQL's
 /// documentation); as long as the upstream is away each attempt costs a process and lines of the log.
 const EAGER: &str = "wal_retrieve_retry_interval = '20ms'";
@@ -79,6 +83,7 @@ impl Dynamic {
             upstream: None,
             waits,
             lenient,
+            unproved: false,
             eager,
             by_hand: false,
             sparse: None,
@@ -100,6 +105,7 @@ impl Dynamic {
         let has = |line: &str| text.lines().any(|l| l == line);
         self.waits = Waits { names, on_request: has(ON_REQUEST) };
         self.lenient = !has(ALWAYS);
+        self.unproved = text.lines().any(|l| l.ends_with(UNPROVED));
         self.eager = has(EAGER);
         self.sparse = has(SPARSE).then(Instant::default);
         self.through_slot = text.lines().any(|l| l.starts_with(SLOT));
@@ -166,6 +172,7 @@ impl Dynamic {
     /// What it is to hold; true when that is another. To be written then.
     pub(crate) fn change(&mut self, waits: &Waits) -> bool {
         let other = self.waits != *waits;
+        self.unproved |= self.waits.names == SyncNames::Off && waits.names != SyncNames::Off;
         self.waits = waits.clone();
         self.lenient |= waits.on_request;
         other
@@ -178,7 +185,17 @@ impl Dynamic {
 
     /// That commits wait was not proved: sessions may go by an older default.
     pub(crate) const fn not_taken_up(&mut self) {
-        self.lenient = true;
+        (self.lenient, self.unproved) = (true, true);
+    }
+
+    /// Might commits not wait yet, although the server shows the list?
+    pub(crate) const fn is_unproved(&self) -> bool {
+        self.unproved
+    }
+
+    /// The server starts with the list, or commits were seen to wait.
+    pub(crate) const fn proved(&mut self) {
+        self.unproved = false;
     }
 
     /// Every session goes by what the file says now.
@@ -208,9 +225,10 @@ impl Dynamic {
     fn text(&self, conninfo: &str, slot: &str, stamp: &str) -> String {
         format!(
             "# Written by pgtenure, replaced at each change.\n\
-             primary_conninfo = {}\n{slot}restore_command = ''\nsynchronous_standby_names = {}\n{}\n{}{}{}{STAMP} = {}\n",
+             primary_conninfo = {}\n{slot}restore_command = ''\nsynchronous_standby_names = {}{}\n{}\n{}{}{}{STAMP} = {}\n",
             quoted(conninfo),
             quoted(&self.waits.names.to_string()),
+            if self.unproved { UNPROVED } else { "" },
             match (self.waits.on_request, self.lenient) {
                 (true, _) => ON_REQUEST,
                 (false, true) => ALWAYS_SOON,

@@ -156,6 +156,40 @@ fn commits_that_do_not_wait_yet_are_not_called_protected_whatever_the_setting_sa
 }
 
 #[test]
+fn a_standby_whose_commits_may_not_wait_yet_is_not_promoted_by_what_its_setting_says() {
+    unprivileged(
+        "obstacles::a_standby_whose_commits_may_not_wait_yet_is_not_promoted_by_what_its_setting_says",
+        async {
+            let mut c = Cluster::new(22535, 2, Mode::Strict, 1);
+            let p = c.bootstrap().await;
+            let s = 1 - p;
+            let shown = async |names: &str| {
+                let shown = async || (c.value(s, "SHOW synchronous_standby_names").await == names).then_some(());
+                until(&format!("the list {names:?} at the standby"), shown).await;
+            };
+            let since = c.value(p, "SELECT pg_current_wal_flush_lsn()").await.parse().unwrap();
+            let suspension = Suspension { term: Term(1), since, since_wall: 0, why: "test".into(), lowered: None };
+            slots::put_policy(&c, |p| PolicyRecord { suspended: Some(suspension), ..p }).await;
+            shown("").await;
+            // By then the checkpointer, which tells all others that there is a list at all, has taken up that there is none.
+            c.sql(s).await.batch_execute("CHECKPOINT").await.unwrap();
+            let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+            signal(c.value(s, checkpointer).await.parse().unwrap(), Signal::SIGSTOP);
+            slots::put_policy(&c, |p| PolicyRecord { suspended: None, ..p }).await;
+            shown(&format!("ANY 1 ({})", c.nodes[p].id)).await;
+
+            let (mut record, revision) = c.begin().await;
+            let base = c.freeze(s, record.term).await.unwrap().position.unwrap();
+            (record.phase, record.node) = (Phase::Promoting, Some(c.nodes[s].id.clone()));
+            c.put_term(&record, revision).await;
+            let order = Promote { deadline_ms: 5000, ..c.promotion(s, record.term, base) };
+            let failed = c.post::<Promoted>(s, "promote", &order).await.unwrap_err();
+            assert!(failed.contains("commits were not seen to wait"), "{failed}");
+        },
+    );
+}
+
+#[test]
 fn a_tail_that_cannot_be_read_as_a_whole_is_set_aside_and_told_of() {
     unprivileged("obstacles::a_tail_that_cannot_be_read_as_a_whole_is_set_aside_and_told_of", async {
         let mut c = Cluster::new(22560, 2, Mode::Async, 0);

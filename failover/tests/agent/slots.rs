@@ -15,7 +15,7 @@ const THROUGH: &str = "SELECT count(*) FROM pg_stat_replication r JOIN pg_replic
      WHERE r.state = 'streaming' AND s.slot_name = 'pgtenure_' || r.application_name";
 const SLOTS: &str = "SELECT coalesce(string_agg(slot_name, ' ' ORDER BY slot_name), '') FROM pg_replication_slots";
 
-async fn put_policy(c: &Cluster, change: impl FnOnce(PolicyRecord) -> PolicyRecord) -> PolicyRecord {
+pub(super) async fn put_policy(c: &Cluster, change: impl FnOnce(PolicyRecord) -> PolicyRecord) -> PolicyRecord {
     let (old, revision) = c.record::<PolicyRecord>(c.keys.policy()).await.unwrap();
     let new = change(PolicyRecord { epoch: old.epoch + 1, ..old });
     let put = Txn::new().when(Compare::ModRevision(c.keys.policy(), revision));
