@@ -25,6 +25,13 @@ pub(super) struct MaintenanceOp {
     deadline: Instant,
 }
 
+impl MaintenanceOp {
+    /// Is that node about to be worked on?
+    pub(super) fn begins(&self, node: &NodeId) -> bool {
+        self.put.is_some() && self.node == *node
+    }
+}
+
 /// Who asks, why, and for how long.
 #[derive(Debug)]
 pub(super) struct Asked {

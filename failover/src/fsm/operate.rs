@@ -358,9 +358,11 @@ impl Planner {
         Ok(())
     }
 
-    /// Fenced, or in maintenance and so to be stopped any time.
+    /// Fenced, or in maintenance and so to be stopped any time; or about to be.
     fn taken_out(&self, node: &NodeId) -> bool {
-        self.seen.fenced(node) || self.seen.maintained(node)
+        let fencing = self.fence_ops.iter().any(|o| o.node == *node && o.fence.is_some());
+        let maintaining = self.maintenance_op.as_ref().is_some_and(|o| o.begins(node));
+        fencing || maintaining || self.seen.fenced(node) || self.seen.maintained(node)
     }
 
     fn unfence(&mut self, now: Instant, id: u64, node: NodeId) -> Result<(), Vec<Blocker>> {
