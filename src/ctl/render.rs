@@ -340,6 +340,15 @@ const UNOPENED: &str = "this term may never have been opened: then what it lacks
 const UNWRITTEN: &str = "not known: commits with synchronous_commit = off of the last moments before the old primary ended may have \
                          been answered and never written\n";
 
+/// When each phase ended, on a line.
+fn phases(j: &JournalRecord) -> String {
+    let phases: Vec<String> = j.phases.iter().map(|p| format!("{} {}", p.phase, p.ms)).collect();
+    if phases.is_empty() {
+        return String::new();
+    }
+    format!("  milliseconds since the first evidence: {}\n", phases.join(", "))
+}
+
 fn journal_text(j: &JournalRecord) -> String {
     let mut out = format!("{}\n", change(j));
     for line in &j.observed {
@@ -348,10 +357,7 @@ fn journal_text(j: &JournalRecord) -> String {
     if j.data_loss_allowed {
         out.push_str("an operator allowed data loss: what the old primary alone had may have been given up\n");
     }
-    let phases: Vec<String> = j.phases.iter().map(|p| format!("{} {}", p.phase, p.ms)).collect();
-    if !phases.is_empty() {
-        let _ = writeln!(out, "  milliseconds since the first evidence: {}", phases.join(", "));
-    }
+    out.push_str(&phases(j));
     for n in &j.recruits {
         let _ = writeln!(out, "  frozen: {} at {} on timeline {}", n.node, n.lsn, n.timeline);
     }
@@ -445,15 +451,18 @@ fn loss_text(l: &LossReport) -> String {
 }
 
 /// The journal of an answer to an order, if it made a term.
+/// The change of primary that an order was about, with its phases.
 fn journal_in(answer: &Value) -> Option<String> {
-    answer.get("journal").filter(|j| j.is_object()).map(change_of)
+    let journal = answer.get("journal").filter(|j| j.is_object())?;
+    let phases = serde_json::from_value(journal.clone()).map_or_else(|_| String::new(), |j| phases(&j));
+    Some(format!("{}\n{phases}", change_of(journal)))
 }
 
 /// An order that was carried out.
 pub fn done(answer: &Value) -> String {
     let mut out = format!("done: {}\n", field(answer, "done"));
     if let Some(journal) = journal_in(answer) {
-        let _ = writeln!(out, "{journal}");
+        out.push_str(&journal);
     }
     out
 }
@@ -476,7 +485,7 @@ pub fn failed(answer: &Value) -> String {
     let why = answer.get("error").map_or_else(|| answer.to_string(), |e| word(Some(e)));
     let mut out = format!("failed: {why}\n");
     if let Some(journal) = journal_in(answer) {
-        let _ = writeln!(out, "where it stands: {journal}");
+        let _ = write!(out, "where it stands: {journal}");
     }
     out
 }
@@ -503,6 +512,23 @@ mod tests {
             "refused, nothing was done:\n  too few standbys: m=3, k=1, 2 needed, 1 there (n3); missing: n2 unreachable \
              for 5000 ms\n"
         );
+    }
+
+    #[test]
+    fn a_change_that_was_ordered_and_its_report_tell_its_phases() {
+        let journal = json!({
+            "term": 8, "cause": "operator_failover", "observed": [], "from": "n1", "to": "n2", "started": 0,
+            "phases": [{ "phase": "frozen", "ms": 12 }, { "phase": "open", "ms": 340 }], "recruits": [], "m": 3, "k": 1,
+            "fork": null, "xid_bound": null, "window": null, "finished": "active", "data_loss_allowed": false,
+        });
+        let change = "term 8 by operator_failover, n1 -> n2 in 340 ms, active, 1970-01-01T00:00:00Z\n  \
+            milliseconds since the first evidence: frozen 12, open 340\n";
+        let told = done(&json!({ "done": "n2 is primary", "journal": journal }));
+        assert_eq!(told, format!("done: n2 is primary\n{change}"));
+        let told = failed(&json!({ "error": "too late", "journal": journal }));
+        assert_eq!(told, format!("failed: too late\nwhere it stands: {change}"));
+        let told = report(&json!({ "journal": journal, "reports": [] }));
+        assert!(told.starts_with(change), "{told}");
     }
 
     #[test]
