@@ -127,19 +127,24 @@ impl<'w> Play<'w> {
     }
 
     /// End what still waits or runs in the background.
-    pub fn end(&mut self) {
+    ///
+    /// # Errors
+    /// When a blow that waited could not be struck.
+    pub fn end(&mut self) -> Result<(), String> {
+        let mut struck = Ok(());
         for armed in self.armed.drain(..) {
             armed.over.store(true, Ordering::Relaxed);
             match armed.thread.join() {
                 Ok(Some(what)) => self.done.push(what),
                 Ok(None) => self.done.push("(an armed blow was not needed)".to_owned()),
-                Err(_) => self.done.push("(an armed blow failed)".to_owned()),
+                Err(_) => struck = Err("an armed blow failed".to_owned()),
             }
         }
         for mut child in self.operators.drain(..).chain(self.background.drain(..)) {
             // Verbs have bounds of their own; queries are ended with their program.
             let _ = (child.kill(), child.wait());
         }
+        struck
     }
 
     fn note(&mut self, what: String) {
@@ -315,6 +320,6 @@ impl<'w> Play<'w> {
 
 impl Drop for Play<'_> {
     fn drop(&mut self) {
-        self.end();
+        let _ = self.end();
     }
 }

@@ -142,7 +142,9 @@ pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict,
     if let Some(why) = steps.iter().find_map(|step| play.step(step).err()) {
         late("L7", why);
     }
-    play.end();
+    if let Err(why) = play.end() {
+        late("L7", why);
+    }
     let done = std::mem::take(&mut play.done);
     drop(play);
 
