@@ -515,6 +515,9 @@ pub struct ProxyRecord {
     /// PostgreSQL's system identifier of the cluster whose term that is. Older proxies do not tell it.
     #[serde(default)]
     pub system_id: Option<String>,
+    /// How long it goes by a view, in milliseconds. Older proxies do not tell it.
+    #[serde(default)]
+    pub view_ms: u64,
     /// Commits acknowledged with less durability than the cluster's mode, for the last terms that had any.
     #[serde(default)]
     pub below_mode: Vec<TermCommits>,

@@ -39,7 +39,7 @@ pub struct Raw {
     /// lease is `agent.lease_ttl`, that of the managers' `manager.lease_ttl`.
     pub lease_ttl: Span,
     /// How long a proxy may send writes on what it last read here, where safety hangs on time (async mode). A manager
-    /// waits as long before it opens a new term past a proxy that is silent, so it must be the same in every process.
+    /// waits as long before it opens a new term past a proxy that is silent, and longer where that has told of a longer time.
     /// Default 2s: three attempts to read again fit.
     pub view_validity: Span,
 }

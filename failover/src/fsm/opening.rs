@@ -8,7 +8,7 @@ use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::{observed, phase};
 use crate::fsm::round::{Ask, Round, Step, send};
 use crate::fsm::sync_set::{self};
-use crate::record::{Lowered, MOST_FORKS, Mode, Phase, Suspension, TermRecord};
+use crate::record::{Lowered, MOST_FORKS, Mode, Phase, ProxyRecord, Suspension, TermRecord};
 use crate::view::topology::lengthened;
 use cluster::topology::STRICT_VIEW;
 use cluster::{Instant, Lsn, NodeId, Term};
@@ -202,18 +202,19 @@ impl Planner {
         }
         // Where the policy on record is not the last one, that may have been strict.
         let strict = round.unfenced.clone().filter(|_| !round.policy.protects() || round.policy.mode == Mode::Strict);
-        let lasts = if strict.is_some() { lengthened(STRICT_VIEW) } else { self.settings.proxy_lease };
-        let left = lasts.saturating_sub(now.since(round.started));
-        if left.is_zero() {
-            return None;
-        }
-        let left_ms = millis(left);
+        let left = |lasts: Duration| lasts.saturating_sub(now.since(round.started));
         if let Some(unfrozen) = strict {
-            return Some(Blocker::StrictViews { unfrozen, left_ms });
+            let left = left(lengthened(STRICT_VIEW));
+            return (!left.is_zero()).then(|| Blocker::StrictViews { unfrozen, left_ms: millis(left) });
         }
-        let behind = self.seen.records.proxies.iter().filter(|(_, p)| p.term < round.term);
-        let proxies: Vec<String> = behind.map(|(id, p)| format!("{id} (term {})", p.term)).collect();
-        (!proxies.is_empty()).then_some(Blocker::ProxiesBehind { proxies, left_ms })
+        // Each goes by its own file, which may say another time than ours.
+        let lasts = |p: &ProxyRecord| self.settings.proxy_lease.max(lengthened(Duration::from_millis(p.view_ms)));
+        let proxies = self.seen.records.proxies.iter().filter(|(_, p)| p.term < round.term);
+        let behind: Vec<_> =
+            proxies.map(|(id, p)| (id, p, left(lasts(p)))).filter(|(.., left)| !left.is_zero()).collect();
+        let left_ms = behind.iter().map(|(.., left)| millis(*left)).max()?;
+        let proxies = behind.iter().map(|(id, p, _)| format!("{id} (term {})", p.term)).collect();
+        Some(Blocker::ProxiesBehind { proxies, left_ms })
     }
 
     fn suspension(&self, round: &Round, followers: &[NodeId], needed: u32, record_lsn: Lsn) -> Suspension {

@@ -153,7 +153,7 @@ impl View {
     /// `doubts/<term>/<id>`, what it found out about writes in doubt and how many commits it acknowledged below the mode. No other process has this id. At most once per view.
     pub fn register(&self, id: &str, state: watch::Receiver<ProxyState>) -> Registration {
         let (store, registered) = (Arc::clone(&self.store), Arc::clone(&self.registered));
-        register::start(store, self.keys.clone(), id, self.times.lease_ttl, (state, self.topology()), registered)
+        register::start(store, self.keys.clone(), id, self.times, (state, self.topology()), registered)
     }
 }
 

@@ -3,6 +3,7 @@
 //! A manager that changes the term waits for what is written here, or for the key to be gone. So the key must never be
 //! gone while the proxy still acts on an old view: [`Registered::until`] bounds the view's validity.
 
+use super::Times;
 use super::topology::CLOCK_DRIFT_PER_MILLE;
 use crate::record::{DoubtsRecord, ProxyRecord, TermCommits};
 use crate::store::{LeaseId, Store, StoreError, Txn};
@@ -94,14 +95,14 @@ pub(super) fn start(
     store: Arc<dyn Store>,
     keys: Keys,
     id: &str,
-    ttl: Duration,
+    times: Times,
     (state, topology): (watch::Receiver<ProxyState>, watch::Receiver<Topology>),
     registered: Arc<Registered>,
 ) -> Registration {
     let (end, ended) = oneshot::channel();
     let key = keys.proxy(id);
     let told = (PerTerm::default(), BelowMode::default());
-    let registrar = Registrar { store, keys, id: id.to_owned(), key, ttl, state, topology, told, registered };
+    let registrar = Registrar { store, keys, id: id.to_owned(), key, times, state, topology, told, registered };
     let task = tokio::spawn(registrar.run(ended));
     Registration { abort: task.abort_handle(), end: Some(end), task: Some(task) }
 }
@@ -111,7 +112,7 @@ struct Registrar {
     keys: Keys,
     id: String,
     key: String,
-    ttl: Duration,
+    times: Times,
     state: watch::Receiver<ProxyState>,
     topology: watch::Receiver<Topology>,
     /// What is written for good.
@@ -164,7 +165,7 @@ impl Registrar {
     /// A new lease with the record bound to it.
     async fn acquire(&mut self) -> Result<(LeaseId, Lease, ProxyState), StoreError> {
         let sent_at = Clock.now();
-        let granted = self.store.grant(self.ttl).await?;
+        let granted = self.store.grant(self.times.lease_ttl).await?;
         let state = *self.state.borrow_and_update();
         self.write(granted.lease, state).await?;
         let lease = Lease { term: state.term, sent_at, ttl: granted.ttl };
@@ -267,7 +268,8 @@ impl Registrar {
         let gate = state.gate.as_str().to_owned();
         let system_id = self.topology.borrow().system_id.map(|id| id.to_string());
         let ProxyState { term, epoch, busy, .. } = state;
-        let record = ProxyRecord { term, epoch, gate, busy, system_id, below_mode };
+        let view_ms = self.times.validity.as_millis().try_into().unwrap_or(u64::MAX);
+        let record = ProxyRecord { term, epoch, gate, busy, system_id, view_ms, below_mode };
         let value = serde_json::to_vec(&record).expect("a record of numbers and text is JSON");
         let txn = self.with_untold(Txn::new().put_leased(self.key.as_str(), value, lease), &state);
         self.store.txn(txn).await?;

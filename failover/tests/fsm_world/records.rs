@@ -267,7 +267,8 @@ impl World {
             let busy = words.optional("busy")?.unwrap_or(0);
             let epoch = words.optional("epoch")?.unwrap_or(1);
             let system_id = words.optional("sysid")?;
-            let record = ProxyRecord { term, epoch, gate, busy, system_id, below_mode: Vec::new() };
+            let view_ms = words.optional("view_ms")?.unwrap_or(0);
+            let record = ProxyRecord { term, epoch, gate, busy, system_id, view_ms, below_mode: Vec::new() };
             self.records.proxies.insert(id, record);
         }
         self.bump();

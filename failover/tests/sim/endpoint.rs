@@ -106,8 +106,15 @@ impl World {
         self.proxy.ends = self.now + LEASE;
         let t = &self.proxy.topology;
         let gate = if t.gate == Gate::Draining { "draining" } else { "open" }.to_owned();
-        let record =
-            ProxyRecord { term: t.term, epoch: t.epoch, gate, busy: 0, system_id: None, below_mode: Vec::new() };
+        let record = ProxyRecord {
+            term: t.term,
+            epoch: t.epoch,
+            gate,
+            busy: 0,
+            system_id: None,
+            view_ms: 0,
+            below_mode: Vec::new(),
+        };
         self.records.proxies.insert("p".into(), record);
     }
 
