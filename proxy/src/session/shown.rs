@@ -18,6 +18,7 @@ use crate::sql::{Access, PinReason, Pins, changes_rows, executed, parameters};
 use crate::wire::backend::{self, TxStatus};
 use crate::wire::codec::head;
 use crate::wire::frontend::{self, Subject};
+use cluster::topology::Gate;
 use cluster::{Instant, Lsn, Role, Term, TimelineId};
 
 /// Where the WAL ends, and on which timeline. Only a primary answers.
@@ -217,10 +218,15 @@ impl Session {
         held.unwrap_or_else(|| self.w.view.borrow().topology.term)
     }
 
-    /// The client is told of a later term before anything that is written in it is answered.
+    /// The client is told of a later term before anything that is written in it is answered, and who reads at a standby once it
+    /// is open.
     pub(super) fn tell_term(&mut self) {
-        let primary = self.server.as_ref().filter(|server| server.meta.role == Role::Primary);
-        let Some(term) = primary.map(|server| server.meta.term).filter(|term| *term != self.term_told) else { return };
+        let Some(server) = &self.server else { return };
+        let (on_primary, term) = (server.meta.role == Role::Primary, self.shown_term());
+        let later = on_primary || term > self.term_told && self.w.view.borrow().topology.gate == Gate::Open;
+        if term == self.term_told || !later {
+            return;
+        }
         // Nothing can be said in the middle of a message.
         if !self.tunnel && !self.relay.mid_frame() {
             self.term_told = term;
