@@ -6,23 +6,27 @@
 //! reach the new one.
 //!
 //! On the socket: names as JSON and a line end, with the descriptors (SCM_RIGHTS), from the old one; `ready` and a line
-//! end from the new one, and then a frame for each cancel request (process number, length of the secret, the secret). A new
-//! one that ends before `ready` changes nothing, and one that stands still keeps no other from taking over.
+//! end from the new one, and then two frames for each cancel request: its number and a zero byte; process number, length of the
+//! secret, the secret. The old one says the number when that has been acted on. One that knows nothing of numbers takes such
+//! a frame for the key of nobody, and is asked for no number by one that knows nothing of them. A new one that ends before
+//! `ready` changes nothing, and one that stands still keeps no other from taking over.
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recv, recvmsg, sendmsg};
 use proxy::inherit::Named;
-use proxy::{CancelKey, CancelSecret, Control};
+use proxy::{CancelKey, CancelSecret, Control, PassedCancel};
+use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -36,7 +40,7 @@ const MAX_ASKED: usize = 8;
 const MAX_SOCKETS: usize = 32;
 /// Bytes of their names.
 const MAX_NAMES: usize = 8192;
-/// Cancel requests on their way to the old process.
+/// Cancel requests on their way to the old process, and those that it has not acted on yet.
 const CANCELS: usize = 256;
 const READY: &[u8] = b"ready\n";
 
@@ -144,34 +148,52 @@ impl Predecessor {
         self.stream.write_all(READY).context("the process before this one has gone")?;
         self.stream.set_nonblocking(true)?;
         let stream = UnixStream::from_std(self.stream)?;
-        let (to, keys) = mpsc::channel::<CancelKey>(CANCELS);
+        let (to, requests) = mpsc::channel(CANCELS);
         if let Some(proxy) = proxy {
             proxy.pass_cancels(to);
         }
-        tokio::spawn(pass_on(stream, keys));
+        tokio::spawn(pass_on(stream, requests));
         Ok(())
     }
 }
 
-/// Pass cancel requests on to the old process, until it has gone; then nobody takes them any more.
-async fn pass_on(mut stream: UnixStream, mut keys: mpsc::Receiver<CancelKey>) {
-    loop {
-        let key = tokio::select! {
-            Some(key) = keys.recv() => key,
-            // It says nothing: what comes is its end.
-            _ = stream.readable() => match stream.try_read(&mut [0]) {
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-                Ok(_) | Err(_) => return,
-            },
-            else => return,
-        };
-        let mut frame = key.pid.to_be_bytes().to_vec();
-        frame.push(key.secret.as_bytes().len() as u8);
-        frame.extend_from_slice(key.secret.as_bytes());
-        if stream.write_all(&frame).await.is_err() {
-            return;
+/// Pass cancel requests on to the old process, until it has gone; then nobody takes them any more. Who waits for one is told
+/// when that process says its number.
+async fn pass_on(stream: UnixStream, mut requests: mpsc::Receiver<PassedCancel>) {
+    let (mut from, mut to) = stream.into_split();
+    let waiting = Mutex::new(BTreeMap::new());
+    let lock = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    let told = async {
+        let mut number = [0; 4];
+        while from.read_exact(&mut number).await.is_ok() {
+            lock().remove(&u32::from_be_bytes(number));
         }
+    };
+    let passing = async {
+        let mut number = 0u32;
+        while let Some(PassedCancel { key, done }) = requests.recv().await {
+            number = number.wrapping_add(1);
+            {
+                let mut waiting = lock();
+                waiting.retain(|_, done: &mut oneshot::Sender<()>| !done.is_closed());
+                if waiting.len() < CANCELS {
+                    waiting.insert(number, done);
+                }
+            }
+            if to.write_all(&frames(number, &key)).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = told => {}
+        () = passing => {}
     }
+}
+
+fn frames(number: u32, key: &CancelKey) -> Vec<u8> {
+    let secret = key.secret.as_bytes();
+    [&number.to_be_bytes()[..], &[0], &key.pid.to_be_bytes(), &[secret.len() as u8], secret].concat()
 }
 
 /// Where the next process asks.
@@ -253,18 +275,45 @@ async fn ready(mut stream: UnixStream) -> Result<UnixStream> {
     Ok(stream)
 }
 
-/// Carry out the cancel requests that the next process passes on, until it ends.
-pub async fn serve_cancels(mut stream: UnixStream, proxy: Control) {
-    let (mut head, mut secret) = ([0; 5], [0; u8::MAX as usize]);
-    while stream.read_exact(&mut head).await.is_ok() {
-        let [a, b, c, d, len] = head;
-        let secret = &mut secret[..usize::from(len)];
-        if stream.read_exact(secret).await.is_err() {
-            return;
+/// Carry out the cancel requests that the next process passes on, until it ends, and tell it when each has been acted on.
+pub async fn serve_cancels<F>(stream: UnixStream, cancel: impl Fn(CancelKey) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (mut from, mut to) = stream.into_split();
+    let (acted, mut over) = mpsc::channel::<u32>(CANCELS);
+    let serving = async {
+        let (mut head, mut secret, mut number) = ([0; 5], [0; u8::MAX as usize], None);
+        while from.read_exact(&mut head).await.is_ok() {
+            let [a, b, c, d, len] = head;
+            let (word, secret) = (u32::from_be_bytes([a, b, c, d]), &mut secret[..usize::from(len)]);
+            if from.read_exact(secret).await.is_err() {
+                return;
+            }
+            if len == 0 {
+                number = Some(word);
+                continue;
+            }
+            let Some(secret) = CancelSecret::new(secret) else { continue };
+            let request = cancel(CancelKey { pid: word, secret });
+            // What is beyond as many as the next process waits for is carried out all the same.
+            let Some((number, acted)) = number.take().zip(acted.clone().try_reserve_owned().ok()) else { continue };
+            tokio::spawn(async move {
+                request.await;
+                acted.send(number);
+            });
         }
-        if let Some(secret) = CancelSecret::new(secret) {
-            proxy.cancel(CancelKey { pid: u32::from_be_bytes([a, b, c, d]), secret });
+    };
+    let telling = async {
+        while let Some(number) = over.recv().await {
+            if to.write_all(&number.to_be_bytes()).await.is_err() {
+                return;
+            }
         }
+    };
+    tokio::select! {
+        () = serving => {}
+        () = telling => {}
     }
 }
 
@@ -308,18 +357,65 @@ mod tests {
         while !second.is_overtaken() {
             tokio::task::yield_now().await;
         }
-        // Cancel requests are passed on for as long as there is a process that takes them.
-        let (to, keys) = mpsc::channel(1);
-        let (theirs, ours) = UnixStream::pair().unwrap();
-        let passing = tokio::spawn(pass_on(ours, keys));
-        drop((old, theirs));
-        passing.await.unwrap();
-        assert!(to.is_closed());
+        drop(old);
         listener.set_nonblocking(false).unwrap();
         assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
         // The next desk takes the path of this one.
         Desk::open(&path).unwrap();
         drop(desk);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_cancel_request_is_over_when_the_old_process_has_acted_on_it() {
+        let (theirs, ours) = UnixStream::pair().unwrap();
+        let (to, requests) = mpsc::channel(1);
+        let passing = tokio::spawn(pass_on(ours, requests));
+        let (came, mut seen) = mpsc::channel(1);
+        let serving = tokio::spawn(serve_cancels(theirs, move |key| {
+            let (act, told) = oneshot::channel::<()>();
+            came.try_send((key, act)).unwrap();
+            async move { drop(told.await) }
+        }));
+        let mut asked = Vec::new();
+        for (pid, secret) in [(7, vec![1, 2, 3, 4]), (0x0102_0304, (10..42).collect()), (7, vec![1, 2, 3, 4])] {
+            let key = CancelKey { pid, secret: CancelSecret::new(&secret).unwrap() };
+            let (done, over) = oneshot::channel();
+            to.send(PassedCancel { key, done }).await.unwrap();
+            let (there, act) = seen.recv().await.unwrap();
+            assert_eq!(there, key);
+            asked.push((act, over));
+        }
+        // In any order; the same key twice is two requests.
+        let (last, over) = asked.pop().unwrap();
+        drop(last);
+        assert!(over.await.is_err());
+        let (second, over) = asked.pop().unwrap();
+        drop(second);
+        assert!(over.await.is_err());
+        let (_first, mut over) = asked.pop().unwrap();
+        assert_eq!(over.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        // With its process it ends, and no other is taken.
+        serving.abort();
+        assert!(over.await.is_err());
+        passing.await.unwrap();
+        assert!(to.is_closed());
+    }
+
+    #[tokio::test]
+    async fn a_next_process_that_gives_no_numbers_is_told_none() {
+        let (theirs, mut ours) = UnixStream::pair().unwrap();
+        let (came, mut seen) = mpsc::channel(1);
+        tokio::spawn(serve_cancels(theirs, move |key| {
+            came.try_send(key).unwrap();
+            async {}
+        }));
+        let key = CancelKey { pid: 7, secret: CancelSecret::new(&[1, 2, 3, 4]).unwrap() };
+        ours.write_all(&frames(0, &key)[5..]).await.unwrap();
+        assert_eq!(seen.recv().await, Some(key));
+        ours.write_all(&frames(9, &key)).await.unwrap();
+        let mut number = [0; 4];
+        ours.read_exact(&mut number).await.unwrap();
+        assert_eq!((seen.recv().await, u32::from_be_bytes(number)), (Some(key), 9));
     }
 }

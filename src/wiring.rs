@@ -157,7 +157,8 @@ async fn run_until_asked(
                 info!("the next process has taken over, letting clients finish");
                 if let Some(proxy) = &proxy {
                     proxy.retire();
-                    tokio::spawn(handover::serve_cancels(stream, proxy.clone()));
+                    let proxy = proxy.clone();
+                    tokio::spawn(handover::serve_cancels(stream, move |key| proxy.cancel(key)));
                 }
                 // Whoever asks for admin pages is answered by the next process.
                 if let Some(desk) = desk {

@@ -6,6 +6,8 @@ use integration::config_file::{MANAGERS, NODES};
 use integration::process::Process;
 use integration::wait::wait_until;
 use integration::workload::{Style, Workload};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -59,6 +61,20 @@ fn knock(target: &Target, stop: &AtomicBool, served: &AtomicUsize) {
     });
 }
 
+/// Ask the endpoint to cancel what the session of that key does, until its statement has ended.
+fn cancel(target: &Target, mut sleeper: Client) {
+    let request = [&16u32.to_be_bytes()[..], &80_877_102u32.to_be_bytes(), &sleeper.key].concat();
+    let statement = std::thread::spawn(move || sleeper.query("select pg_sleep(100)"));
+    wait_until("the statement to be cancelled", LONG, || {
+        let mut stream = TcpStream::connect(target.addr).expect("it listens");
+        stream.write_all(&request).expect("it reads");
+        let _ = stream.read_to_end(&mut Vec::new());
+        statement.is_finished()
+    });
+    let outcome = statement.join().expect("it ends");
+    assert_eq!(outcome.expect_err("it sleeps for longer").sqlstate(), Some("57014"));
+}
+
 #[test]
 fn a_proxy_is_replaced_three_times_and_nobody_is_refused() {
     let _turn = one_at_a_time();
@@ -74,7 +90,7 @@ fn a_proxy_is_replaced_three_times_and_nobody_is_refused() {
     cluster.start_role("proxy");
     cluster.endpoint_writes();
     let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let mut processes = Vec::new();
+    let (mut sleeper, mut processes) = (Some(cluster.connect()), Vec::new());
     std::thread::scope(|scope| {
         let clients = scope.spawn(|| knock(&target, &stop, &served));
         for round in 0..3 {
@@ -87,6 +103,10 @@ fn a_proxy_is_replaced_three_times_and_nobody_is_refused() {
             let next = Process::spawn(&name, command, cluster.scratch().path(), &log).expect("it starts");
             wait_until("the takeover", LONG, || next.log().contains("taken over"));
             processes.push(next);
+            // A client of the process before is cancelled through the one after it.
+            if let Some(sleeper) = sleeper.take() {
+                cancel(&target, sleeper);
+            }
         }
         let so_far = served.load(Ordering::SeqCst);
         wait_until("clients of the last", LONG, || served.load(Ordering::SeqCst) >= so_far + 20);

@@ -56,6 +56,15 @@ pub struct CancelKey {
     pub secret: Secret,
 }
 
+/// A cancel request on its way to the process before this one.
+#[derive(Debug)]
+pub struct PassedCancel {
+    /// Its key.
+    pub key: CancelKey,
+    /// Told, or dropped, when it has been acted on.
+    pub done: oneshot::Sender<()>,
+}
+
 /// A hold on a running proxy.
 #[derive(Clone)]
 pub struct Control {
@@ -121,14 +130,14 @@ impl Control {
         self.shared.retiring.store(true, Ordering::Relaxed);
     }
 
-    /// A cancel request that reached the process after this one.
-    pub fn cancel(&self, key: CancelKey) {
-        // The process that passes it on does not wait for it.
-        drop(self.shared.cancel(key));
+    /// A cancel request that reached the process after this one. It is on its way when this returns; what is returned ends
+    /// when it has been acted on, or lost, within `connect_timeout`.
+    pub fn cancel(&self, key: CancelKey) -> impl Future<Output = ()> + Send + use<> {
+        self.shared.cancel(key, self.shared.config.borrow().connect_timeout)
     }
 
     /// Pass cancel requests on to the process before this one. Ends when that process has gone and `to` is closed.
-    pub fn pass_cancels(&self, to: mpsc::Sender<CancelKey>) {
+    pub fn pass_cancels(&self, to: mpsc::Sender<PassedCancel>) {
         *self.shared.elder.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
     }
 

@@ -28,5 +28,5 @@ pub mod wire;
 pub mod worker;
 
 pub use auth::cancel_keys::Secret as CancelSecret;
-pub use control::{CancelKey, Control, ProcessOrder, Refused, Reloaded, Wait};
+pub use control::{CancelKey, Control, PassedCancel, ProcessOrder, Refused, Reloaded, Wait};
 pub use listener::{AskSample, Handle, Inputs, StartError, start, take_over};

@@ -8,20 +8,35 @@ use proxy::inherit::Inherited;
 use proxy::pool::view::ServerState;
 use proxy::pool::{Order, Scope};
 use proxy::wire::startup::cancel_request;
-use proxy::{CancelKey, Control};
+use proxy::{Control, PassedCancel};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// How often a client connects while processes change.
 const EVERY: Duration = Duration::from_millis(20);
 /// Connections between two takeovers.
 const BETWEEN: usize = 15;
 
+/// A proxy that accepts no more, and what passes cancel requests on to it.
+struct Elder {
+    handle: proxy::Handle,
+    ends: oneshot::Sender<()>,
+    relay: JoinHandle<()>,
+}
+
+impl Elder {
+    fn end(self) {
+        drop((self.handle, self.ends));
+        self.relay.join().expect("the relay ends");
+    }
+}
+
 /// The next proxy, on the sockets of the one before, which accepts no more when this returns. Cancel requests go on.
-fn succeed(cluster: &mut Cluster, config: &proxy::config::Config) -> proxy::Handle {
+fn succeed(cluster: &mut Cluster, config: &proxy::config::Config) -> Elder {
     let before = cluster.handle.take().expect("a proxy runs");
     let control = before.control();
     let inherited = Inherited::new(control.listeners().expect("descriptors are left"));
@@ -30,21 +45,48 @@ fn succeed(cluster: &mut Cluster, config: &proxy::config::Config) -> proxy::Hand
     let config = config.clone();
     let next = proxy::take_over(config, inputs, &prometheus::Registry::new(), inherited).expect("the next one starts");
     next.control().begin_accepting();
-    next.control().pass_cancels(relay(control.clone()));
+    let ((to, requests), (ends, ended)) = (mpsc::channel(16), oneshot::channel());
+    next.control().pass_cancels(to);
+    let elder = control.clone();
+    let relay = std::thread::spawn(move || runtime().block_on(relay(elder, requests, ended)));
     control.stop_accepting();
     control.retire();
     cluster.handle = Some(next);
-    before
+    Elder { handle: before, ends, relay }
 }
 
-fn relay(elder: Control) -> mpsc::Sender<CancelKey> {
-    let (to, mut keys) = mpsc::channel(16);
-    std::thread::spawn(move || {
-        while let Some(key) = keys.blocking_recv() {
-            elder.cancel(key);
+async fn relay(elder: Control, mut requests: mpsc::Receiver<PassedCancel>, mut ended: oneshot::Receiver<()>) {
+    loop {
+        tokio::select! {
+            Some(PassedCancel { key, done }) = requests.recv() => {
+                let acted = elder.cancel(key);
+                tokio::spawn(async move {
+                    acted.await;
+                    drop(done);
+                });
+            }
+            _ = &mut ended => return,
         }
-    });
-    to
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+fn cancel(port: u16, (pid, secret): (u32, u32)) {
+    let mut stream = dial(port);
+    stream.write_all(&cancel_request(pid, secret)).expect("the endpoint reads");
+    // It closes the connection when it has dealt with the request.
+    stream.read_to_end(&mut Vec::new()).expect("the endpoint closes");
+}
+
+/// Begin a statement that sleeps for so many seconds.
+fn sleep(cluster: &Cluster, client: &mut Raw, seconds: u32) {
+    let sql = format!("select pg_sleep({seconds})");
+    client.write(|out| proxy::wire::frontend::write_query(out, &sql));
+    let runs = format!("select count(*) from pg_stat_activity where query = '{sql}' and state = 'active'");
+    wait_for("the statement to run", || (cluster.nodes[0].psql(&runs) == "1").then_some(()));
 }
 
 #[test]
@@ -87,39 +129,22 @@ fn clients_connect_and_transactions_finish_through_three_takeovers() {
         clients.join().expect("no client failed");
     });
     // A cancel request for a client of the first process arrives at the fourth.
-    let (pid, secret) = sleeper.key;
-    sleeper.write(|out| proxy::wire::frontend::write_query(out, "select pg_sleep(60)"));
-    wait_for("the statement to run", || {
-        (cluster.nodes[0]
-            .psql("select count(*) from pg_stat_activity where query like 'select pg_sleep%' and state = 'active'")
-            == "1")
-            .then_some(())
-    });
-    let cancel = |(pid, secret): (u32, u32)| {
-        let mut stream = dial(port);
-        stream.write_all(&cancel_request(pid, secret)).expect("the endpoint reads");
-        // It closes the connection when it has dealt with the request.
-        stream.read_to_end(&mut Vec::new()).expect("the endpoint closes");
-    };
-    cancel((pid, secret));
+    sleep(&cluster, &mut sleeper, 60);
+    cancel(port, sleeper.key);
     let answer = sleeper.until_ready().join(" ");
     assert!(answer.contains("57014"), "{answer}");
     // However many of them come from one address, they are no forgeries: its requests go on being obeyed.
-    (0..25).for_each(|_| cancel((pid, secret)));
+    (0..25).for_each(|_| cancel(port, sleeper.key));
     let mut newest = Raw::login(port, &[]);
-    newest.write(|out| proxy::wire::frontend::write_query(out, "select pg_sleep(61)"));
-    wait_for("the statement to run", || {
-        let sql = "select count(*) from pg_stat_activity where query = 'select pg_sleep(61)' and state = 'active'";
-        (cluster.nodes[0].psql(sql) == "1").then_some(())
-    });
-    cancel(newest.key);
+    sleep(&cluster, &mut newest, 61);
+    cancel(port, newest.key);
     let answer = newest.until_ready().join(" ");
     assert!(answer.contains("57014"), "{answer}");
     // What the processes before the last do not need they leave to it, although they have clients.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = runtime();
     for elder in &elders {
         wait_for("unused connections to be closed", || {
-            let view = runtime.block_on(elder.view(common::DEADLINE)).expect("the workers answer");
+            let view = runtime.block_on(elder.handle.view(common::DEADLINE)).expect("the workers answer");
             view.servers.iter().all(|s| s.state == ServerState::Active).then_some(())
         });
     }
@@ -129,9 +154,52 @@ fn clients_connect_and_transactions_finish_through_three_takeovers() {
     assert_eq!(cluster.nodes[0].psql("select a from kept"), "1");
     drop((block, sleeper, newest));
     for elder in &elders {
-        let control = elder.control();
+        let control = elder.handle.control();
         wait_for("the clients to have left", || (control.clients() == 0).then_some(()));
     }
+}
+
+#[test]
+fn a_cancel_request_is_over_when_the_process_before_has_acted_on_it() {
+    let mut typed = None;
+    let mut cluster = Cluster::start(0, |raw| {
+        raw.listen = ([127, 0, 0, 1], common::free_port()).into();
+        // For so long it is waited for.
+        (raw.connect_timeout, raw.login_timeout) = [cluster::config::Span::secs(60); 2].into();
+        typed = Some(raw.clone());
+    });
+    let config = proxy::config::check(typed.expect("the closure ran")).expect("valid");
+    let port = cluster.port;
+    let mut sleeper = Raw::login(port, &[]);
+    let elder = succeed(&mut cluster, &config);
+    let (to, mut requests) = mpsc::channel(1);
+    cluster.handle.as_ref().expect("it runs").control().pass_cancels(to);
+    let (client, told, PassedCancel { key, done }) = loop {
+        sleep(&cluster, &mut sleeper, 60);
+        let (over, told) = std::sync::mpsc::sync_channel(1);
+        let key = sleeper.key;
+        let client = std::thread::spawn(move || {
+            cancel(port, key);
+            over.send(()).expect("the test goes on");
+        });
+        let passed = wait_for("the request to be passed on", || match requests.try_recv() {
+            Ok(passed) => Some(Some(passed)),
+            // The process before may have accepted it in its last moment.
+            Err(_) => client.is_finished().then_some(None),
+        });
+        if let Some(passed) = passed {
+            break (client, told, passed);
+        }
+        sleeper.until_ready();
+    };
+    runtime().block_on(elder.handle.control().cancel(key));
+    let answer = sleeper.until_ready().join(" ");
+    assert!(answer.contains("57014"), "{answer}");
+    assert!(told.try_recv().is_err(), "the client may send its next statement too early");
+    drop(done);
+    told.recv_timeout(common::DEADLINE).expect("it is told");
+    client.join().expect("the endpoint closes");
+    elder.end();
 }
 
 #[test]
@@ -174,7 +242,7 @@ fn every_address_that_is_listened_on_is_handed_over() {
     order(&cluster, Order::Pause, "app").expect("nobody is in its way");
     order(&cluster, Order::Disable, "other").expect("it is closed");
     let before = succeed(&mut cluster, &config);
-    drop(before);
+    before.end();
     let refused =
         cluster.client("psql").env("PGPORT", addresses[0].port().to_string()).env("PGDATABASE", "other").output();
     let said = String::from_utf8_lossy(&refused.expect("psql can be started").stderr).into_owned();

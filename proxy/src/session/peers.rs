@@ -122,8 +122,7 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
     let here = async |secret: &[u8]| {
         let Some(secret) = Secret::new(secret) else { return };
         // Its connection ends when it has been acted on, or when that takes too long: the client waits for that.
-        let acted = w.shared.cancel(CancelKey { pid, secret });
-        let _ = tokio::time::timeout(config.connect_timeout, acted).await;
+        w.shared.cancel(CancelKey { pid, secret }, config.connect_timeout).await;
     };
     let owner = ring.owner(ids, pid, secret);
     // Each waits for its process: what comes beyond that many is dropped.

@@ -6,7 +6,7 @@ use crate::auth::query::Lookups;
 use crate::auth::users::Users;
 use crate::catalog::Catalogs;
 use crate::config::Config;
-use crate::control::{CancelKey, ProcessOrder};
+use crate::control::{CancelKey, PassedCancel, ProcessOrder};
 use crate::explain::Asked;
 use crate::listener::AskSample;
 use crate::metrics::{Metrics, Totals};
@@ -29,6 +29,7 @@ use cluster::topology::{BelowMode, Doubts, Gate, PerTerm, Topology};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// What a server reports at login.
@@ -87,7 +88,7 @@ pub struct Shared {
     /// What the console asks of the process.
     pub orders: mpsc::Sender<ProcessOrder>,
     /// The way to the process before this one, for cancel requests of clients that are still there.
-    pub elder: Mutex<Option<mpsc::Sender<CancelKey>>>,
+    pub elder: Mutex<Option<mpsc::Sender<PassedCancel>>>,
     /// Asks for a sample of all nodes.
     pub ask_sample: Option<AskSample>,
     /// Asks for a newer view of the cluster.
@@ -139,9 +140,10 @@ impl Default for Applied {
 
 impl Shared {
     /// A cancel request has come: it goes to the worker that its process number names, and to the process before this
-    /// one. Who does not know its secret does nothing. The answer comes when it has been acted on, or lost.
-    pub fn cancel(&self, key: CancelKey) -> oneshot::Receiver<()> {
-        let (done, acted) = oneshot::channel();
+    /// one. Who does not know its secret does nothing. What is returned ends when it has been acted on, or lost, by both; within
+    /// `limit`.
+    pub fn cancel(&self, key: CancelKey, limit: Duration) -> impl Future<Output = ()> + Send + use<> {
+        let ((done, here), (passed, there)) = (oneshot::channel(), oneshot::channel());
         if let Some((worker, place)) = place_of(key.pid)
             && let Some(peer) = self.peers.get(worker)
         {
@@ -149,9 +151,15 @@ impl Shared {
             let _ = peer.try_send(ToWorker::Cancel { place, secret: key.secret, done });
         }
         if let Some(elder) = &*self.elder.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = elder.try_send(key);
+            let _ = elder.try_send(PassedCancel { key, done: passed });
         }
-        acted
+        async move {
+            let acted = async {
+                let _ = here.await;
+                let _ = there.await;
+            };
+            let _ = tokio::time::timeout(limit, acted).await;
+        }
     }
 
     /// Is there a process before this one that still ends its sessions?
