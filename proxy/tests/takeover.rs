@@ -152,11 +152,17 @@ fn clients_connect_and_transactions_finish_through_three_takeovers() {
     let commit = block.query("commit").join(" ");
     assert!(commit.contains("COMMIT"), "{commit}");
     assert_eq!(cluster.nodes[0].psql("select a from kept"), "1");
-    drop((block, sleeper, newest));
+    drop((block, sleeper));
     for elder in &elders {
         let control = elder.handle.control();
         wait_for("the clients to have left", || (control.clients() == 0).then_some(()));
     }
+    // Nor do they count for anything when those processes have gone.
+    elders.into_iter().for_each(Elder::end);
+    sleep(&cluster, &mut newest, 62);
+    cancel(port, newest.key);
+    let answer = newest.until_ready().join(" ");
+    assert!(answer.contains("57014"), "{answer}");
 }
 
 #[test]

@@ -33,7 +33,8 @@ const MAX_PASSED_ON: usize = 256;
 #[derive(Debug)]
 pub struct Cancelling {
     ring: RwLock<(Keyring, Vec<u8>)>,
-    forged: Mutex<HashMap<IpAddr, (Instant, u32)>>,
+    /// Those while there was a process before this one are not counted with the others: they may be none.
+    forged: Mutex<HashMap<(IpAddr, bool), (Instant, u32)>>,
     passing: tokio::sync::Semaphore,
 }
 
@@ -68,8 +69,10 @@ impl Cancelling {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// Count a forged request of this address; or only ask. True when it has sent `most`.
-    fn too_many(&self, address: IpAddr, one_more: bool, most: u32) -> bool {
+    /// Count a forged request of this address, while there is a process before this one or not; or only ask. True when it has
+    /// sent as many as are heard.
+    fn too_many(&self, address: IpAddr, has_elder: bool, one_more: bool) -> bool {
+        let (most, sender) = (if has_elder { MAX_UNKNOWN } else { MAX_FORGED }, (address, has_elder));
         let now = Clock.now();
         let mut forged = self.forged.lock().unwrap_or_else(PoisonError::into_inner);
         if one_more && forged.len() >= MAX_ADDRESSES {
@@ -78,10 +81,10 @@ impl Cancelling {
                 forged.clear();
             }
         }
-        let recent = forged.get(&address).copied().filter(|(since, _)| now.since(*since) < WINDOW);
+        let recent = forged.get(&sender).copied().filter(|(since, _)| now.since(*since) < WINDOW);
         let (since, count) = recent.unwrap_or((now, 0));
         if one_more {
-            forged.insert(address, (since, count + 1));
+            forged.insert(sender, (since, count + 1));
         }
         count >= most
     }
@@ -112,8 +115,7 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
         Origin::Local { .. } => None,
     };
     let has_elder = w.shared.has_elder();
-    let most = if has_elder { MAX_UNKNOWN } else { MAX_FORGED };
-    if address.is_some_and(|a| cancelling.too_many(a, false, most)) {
+    if address.is_some_and(|a| cancelling.too_many(a, has_elder, false)) {
         w.counts.cancel("ignored");
         return;
     }
@@ -146,7 +148,7 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
         Owner::PassedOn => here(ring.stamped(pid, secret).unwrap_or_default()).await,
         Owner::Nobody => {
             if let Some(address) = address {
-                cancelling.too_many(address, true, most);
+                cancelling.too_many(address, has_elder, true);
             }
             // The process before this one, which ends its last sessions, may have had a secret of its own.
             if has_elder {
