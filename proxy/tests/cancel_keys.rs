@@ -135,7 +135,7 @@ impl Pair {
             raw.listen = ([127, 0, 0, 1], first).into();
             raw.cancel.id = 1;
             raw.cancel.secret_file = Some(secret.clone());
-            raw.cancel.peers = vec![format!("2=127.0.0.1:{second}")];
+            raw.cancel.peers = vec![format!("2=localhost:{second}")];
             set(raw);
             let mut config = raw.clone();
             config.listen = ([127, 0, 0, 1], second).into();

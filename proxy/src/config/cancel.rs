@@ -2,6 +2,7 @@
 
 use crate::config::key_of;
 use cluster::config::BadSetting;
+use cluster::node::Endpoint;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -28,7 +29,7 @@ pub struct Cancel {
     /// `secret_file`
     pub secret_file: Option<PathBuf>,
     /// `peers`: ids and addresses.
-    pub peers: Vec<(u8, String)>,
+    pub peers: Vec<(u8, Endpoint)>,
 }
 
 /// Check it.
@@ -39,13 +40,13 @@ pub(super) fn check(raw: &Raw) -> Result<Cancel, Vec<BadSetting>> {
     let (mut bad, mut peers) = (Vec::new(), Vec::new());
     let mut tell = |key: &str, value: String, problem: &str| bad.push(BadSetting::new(&key_of(key), value, problem));
     for peer in &raw.peers {
-        let parts = peer.split_once('=').and_then(|(id, address)| Some((id.parse::<u8>().ok()?, address)));
-        match parts.filter(|(id, address)| *id > 0 && address.contains(':')) {
+        let parts = peer.split_once('=').and_then(|(id, address)| Some((id.parse::<u8>().ok()?, endpoint(address)?)));
+        match parts.filter(|(id, _)| *id > 0) {
             None => tell("cancel.peers", format!("{peer:?}"), "must be id=host:port, the id from 1 to 255"),
             Some((id, _)) if id == raw.id => {
                 tell("cancel.peers", format!("{peer:?}"), "has the id of this process (proxy.cancel.id)");
             }
-            Some((id, address)) => peers.push((id, address.to_owned())),
+            Some((id, address)) => peers.push((id, address)),
         }
     }
     if raw.peers.len() > MAX_PEERS {
@@ -55,6 +56,14 @@ pub(super) fn check(raw: &Raw) -> Result<Cancel, Vec<BadSetting>> {
         tell("cancel.peers", format!("{:?}", raw.peers), "needs proxy.cancel.id and proxy.cancel.secret_file");
     }
     if bad.is_empty() { Ok(Cancel { id: raw.id, secret_file: raw.secret_file.clone(), peers }) } else { Err(bad) }
+}
+
+/// `host:port`; an IPv6 address may be in brackets.
+fn endpoint(address: &str) -> Option<Endpoint> {
+    let (host, port) = address.rsplit_once(':')?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let port = port.parse().ok().filter(|&port| port > 0)?;
+    (!host.is_empty()).then(|| Endpoint { host: host.to_owned(), port })
 }
 
 #[cfg(test)]
@@ -75,6 +84,13 @@ mod tests {
                 "proxy.cancel.peers = \"x\": must be id=host:port, the id from 1 to 255",
             ]
         );
+        let peers = ["2=[::1]:6432", "3=db3:6432"].map(str::to_owned).to_vec();
+        let at = |host: &str| Endpoint { host: host.to_owned(), port: 6432 };
+        assert_eq!(check(&Raw { peers, ..raw }).unwrap().peers, [(2, at("::1")), (3, at("db3"))]);
+        for bad in ["2=db2", "2=db2:", "2=db2:0", "2=db2:http", "2=:6432"] {
+            let raw = Raw { id: 1, secret_file: Some("/s".into()), peers: vec![bad.to_owned()] };
+            assert!(check(&raw).is_err(), "{bad}");
+        }
         let alone = Raw { peers: vec!["2=db2:6432".to_owned()], ..Raw::default() };
         assert_eq!(
             problems(&alone),

@@ -6,6 +6,7 @@ use crate::control::CancelKey;
 use crate::net::Origin;
 use crate::wire::startup::long_cancel_request;
 use crate::worker::Worker;
+use cluster::node::Endpoint;
 use cluster::{Clock, Instant};
 use std::collections::HashMap;
 use std::io;
@@ -14,7 +15,6 @@ use std::rc::Rc;
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// Forged requests that one address may send in a [`WINDOW`]; then all of its requests are dropped for the rest of it.
 const MAX_FORGED: u32 = 20;
@@ -143,7 +143,7 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
         Owner::Process(id) => {
             let Some(Ok(_turn)) = turn else { return };
             let Some((_, peer)) = config.cancel.peers.iter().find(|(peer, _)| *peer == id) else { return };
-            pass_on(peer, pid, &ring.stamp(pid, secret), config.connect_timeout).await;
+            pass_on(w, peer, pid, &ring.stamp(pid, secret)).await;
         }
         Owner::PassedOn => here(ring.stamped(pid, secret).unwrap_or_default()).await,
         Owner::Nobody => {
@@ -159,16 +159,18 @@ pub(super) async fn dispatch(w: &Rc<Worker>, origin: Origin, pid: u32, secret: &
 }
 
 /// Hand a request to the process whose it is, once.
-async fn pass_on(peer: &str, pid: u32, secret: &[u8], limit: Duration) {
+async fn pass_on(w: &Worker, peer: &Endpoint, pid: u32, secret: &[u8]) {
+    let config = w.config();
+    let limit = config.connect_timeout;
     let talk = async {
-        let mut stream = TcpStream::connect(peer).await?;
+        let mut stream = w.shared.reach.dial(peer, &config, limit).await?;
         stream.write_all(&long_cancel_request(pid, secret)).await?;
         let mut byte = [0];
         stream.read(&mut byte).await.map(|_| ())
     };
     match tokio::time::timeout(limit, talk).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(peer, %error, "cancel request not passed on"),
-        Err(_) => tracing::warn!(peer, ?limit, "cancel request not taken in time"),
+        Ok(Err(error)) => tracing::warn!(%peer, %error, "cancel request not passed on"),
+        Err(_) => tracing::warn!(%peer, ?limit, "cancel request not taken in time"),
     }
 }
