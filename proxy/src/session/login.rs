@@ -38,6 +38,9 @@ use tokio::sync::SemaphorePermit;
 /// Longest message of a login, bytes: SCRAM messages are far shorter.
 const MAX_MESSAGE: usize = 4096;
 
+/// Longest message with a password in clear, which may be a token, bytes (PG_MAX_AUTH_TOKEN_LENGTH, and the type).
+const MAX_PASSWORD: usize = 65_535 + 1;
+
 /// How long a login waits for the functions of its database to be read, when it is the first there. Behind that the
 /// server is asked what its statements leave.
 const CATALOG_WAIT: Duration = Duration::from_secs(3);
@@ -385,12 +388,21 @@ impl Greeter<'_> {
 
     /// The next message of the type that all answers to Authentication have; `what` it must be, in PostgreSQL's words.
     pub(super) async fn message(&mut self, what: &str) -> Result<Vec<u8>, Farewell> {
+        self.message_within(what, MAX_MESSAGE).await
+    }
+
+    /// The same with a password in clear.
+    pub(super) async fn password_message(&mut self) -> Result<Vec<u8>, Farewell> {
+        self.message_within("password response", MAX_PASSWORD).await
+    }
+
+    async fn message_within(&mut self, what: &str, most: usize) -> Result<Vec<u8>, Farewell> {
         loop {
             let violation = |what: &str| ClientError::ProtocolViolation { what: what.to_owned() };
             match head(&self.buf) {
                 Err(_) => return Err(violation("invalid message length").into()),
                 Ok(Some(h)) if h.kind != b'p' => return Err(violation(&format!("expected {what}")).into()),
-                Ok(Some(h)) if h.total > MAX_MESSAGE => return Err(violation(&format!("{what} too long")).into()),
+                Ok(Some(h)) if h.total > most => return Err(violation(&format!("{what} too long")).into()),
                 Ok(Some(h)) if self.buf.len() >= h.total => {
                     let message = self.buf.drain(..h.total).collect();
                     if self.turn.is_none() {

@@ -149,7 +149,7 @@ impl Greeter<'_> {
     async fn password(&mut self, startup: &Startup) -> Result<Credentials, Farewell> {
         let user = startup.user.as_str();
         backend::write_authentication_cleartext(&mut self.out);
-        let answer = self.message("password response").await?;
+        let answer = self.password_message().await?;
         let answer = frontend::password(&answer).ok_or_else(|| violation("invalid password packet size"))?;
         if answer.is_empty() {
             return Err(violation("empty password returned by client").into());

@@ -6,8 +6,8 @@
 use crate::wire::codec::split_cstring;
 use crate::wire::lossless;
 
-/// Longest startup packet, bytes (MAX_STARTUP_PACKET_LENGTH).
-pub const MAX_PACKET: usize = 10_000;
+/// Longest startup packet, bytes: MAX_STARTUP_PACKET_LENGTH is without the length field.
+pub const MAX_PACKET: usize = 10_000 + 4;
 
 /// Longest secret of a cancel key, bytes (protocol 3.2).
 const MAX_SECRET: usize = 256;
@@ -65,7 +65,8 @@ pub struct Startup {
     pub replication: bool,
     /// `application_name`: any bytes, which are shown as far as they are ASCII.
     pub application_name: Option<Vec<u8>>,
-    /// Every other parameter in order of name, to be sent to the servers as they are. The last of duplicates wins.
+    /// Every other parameter in order of name, to be sent to the servers as they are. The last of duplicates wins, whatever the
+    /// case of its name.
     pub parameters: Vec<(String, String)>,
     /// `_pq_.` options, none of which we know.
     pub extensions: Vec<String>,
@@ -149,7 +150,7 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Packet, BadPacket> {
             }
             _ if name.starts_with("_pq_.") => s.extensions.push(name.to_owned()),
             _ => {
-                s.parameters.retain(|(n, _)| *n != name);
+                s.parameters.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
                 s.parameters.push((name.to_owned(), value));
             }
         }
@@ -215,7 +216,8 @@ mod tests {
 
     #[test]
     fn the_database_defaults_to_the_user_and_the_last_duplicate_wins() {
-        let p = packet(&[("user", "ann"), ("search_path", "a"), ("DateStyle", "ISO"), ("search_path", "b")]);
+        let parameters = [("search_path", "a"), ("datestyle", "SQL"), ("DateStyle", "ISO"), ("search_path", "b")];
+        let p = packet(&[&[("user", "ann")][..], &parameters].concat());
         assert_eq!(packet_len(&p), Ok(Some(p.len())));
         let Ok(Packet::Startup(s)) = parse(&p) else { panic!("{:?}", parse(&p)) };
         assert_eq!((s.user.as_str(), s.database.as_str()), ("ann", "ann"));
@@ -287,6 +289,9 @@ mod tests {
         assert_eq!(parse(&[0, 0, 0, 9, 0, 2, 0, 0, 0]), Ok(Packet::UnknownVersion { major: 2, minor: 0 }));
         assert_eq!(packet_len(&[0, 0, 0, 7]), Err(BadPacket::Length));
         assert_eq!(packet_len(b"GET "), Err(BadPacket::Length));
+        // As PostgreSQL, which counts without the length field.
+        assert_eq!(packet_len(&10_004u32.to_be_bytes()), Ok(Some(10_004)));
+        assert_eq!(packet_len(&10_005u32.to_be_bytes()), Err(BadPacket::Length));
         assert_eq!(packet_len(&[0, 0]), Ok(None));
         for body in [&b"user\0x"[..], b"user\0x\0", b"user\0x\0\0more"] {
             let mut p = vec![0, 0, 0, 0, 0, 3, 0, 0];
