@@ -369,3 +369,47 @@ fn a_cancel_request_that_comes_late_hits_no_other_client() {
         assert_eq!(errors(&mut second), [""; 0], "leaves: {leaves}, commits: {commits}");
     }
 }
+
+#[test]
+fn a_cancel_request_that_was_given_up_hits_no_later_statement_of_its_own_client() {
+    let cluster = trusting(|raw| {
+        raw.connect_timeout = cluster::config::Span::secs(3);
+        raw.hold_timeout = cluster::config::Span::secs(600);
+    });
+    let slow = slow_with_cancels(cluster.nodes[0].port);
+    cluster.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = slow.port);
+    let node = &cluster.nodes[0];
+    let mut holder = log_in(node.port, 0, &[]);
+    for lock in [7, 8, 9] {
+        assert_eq!(ask(&mut holder, &format!("select pg_advisory_lock({lock})")), None);
+    }
+    let (mut first, mut second) = (log_in(cluster.port, 0, &[]), log_in(cluster.port, 0, &[]));
+    assert_eq!(ask(&mut first, "begin"), None);
+    let say = |client: &mut Client, sql: &str| {
+        let mut out = Vec::new();
+        write_query(&mut out, sql);
+        client.stream.write_all(&out).expect("the endpoint reads");
+    };
+    for (client, sql) in [
+        (&mut first, "select pg_advisory_xact_lock(7) as first"),
+        (&mut second, "select pg_advisory_xact_lock(9) as second"),
+    ] {
+        say(client, sql);
+        let of = format!("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query = '{sql}'");
+        wait_for("the statement to wait", || (node.psql(&of) == "1").then_some(()));
+        let mut request = dial(cluster.port);
+        request.write_all(&long_cancel_request(client.pid, &client.secret)).expect("the endpoint reads");
+        slow.came.recv_timeout(common::DEADLINE).expect("the request is passed on");
+    }
+    assert_eq!(ask(&mut holder, "select pg_advisory_unlock(7), pg_advisory_unlock(9)"), None);
+    assert_eq!((errors(&mut first), errors(&mut second)), (vec![], vec![]));
+    say(&mut first, "select pg_advisory_xact_lock(8) as later");
+    // Who need not keep the server goes on without it, once the requests were given up.
+    assert_eq!(ask(&mut second, "select 1"), None);
+    for _ in 0..2 {
+        slow.go_on.send(()).expect("it waits for that");
+        slow.acted_on.recv_timeout(common::DEADLINE).expect("the server acts on it");
+    }
+    assert_eq!(ask(&mut holder, "select pg_advisory_unlock(8)"), None);
+    assert_eq!(errors(&mut first), [""; 0]);
+}

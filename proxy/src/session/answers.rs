@@ -431,7 +431,8 @@ impl Session {
         {
             server.cancels.give_up();
         }
-        if !resting || self.cancelling || self.relay.is_blind() || self.ask() {
+        let waits = self.cancelling && !self.may_leave_astray();
+        if !resting || waits || self.relay.is_blind() || self.ask() {
             return;
         }
         if self.mode != PoolMode::Transaction {
@@ -442,6 +443,13 @@ impl Session {
         if self.pins.is_empty() && !self.tracking.stuck {
             self.give_back(now);
         }
+    }
+
+    /// A cancel request for the server was given up, and nothing binds the session to it? Nobody else is served by it: it is
+    /// closed, and the session goes on with another one. Who keeps it waits until the request has ended.
+    pub(super) fn may_leave_astray(&self) -> bool {
+        let astray = self.server.as_ref().is_some_and(|server| server.cancels.astray());
+        astray && self.mode == PoolMode::Transaction && self.pins.is_empty() && !self.tracking.stuck
     }
 
     /// Count what binds the session between its transactions, as the metrics show it.

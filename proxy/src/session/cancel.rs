@@ -102,6 +102,7 @@ impl Cancels {
     /// One was sent and not seen to end.
     pub fn lose(&self) {
         self.astray.set(true);
+        self.ended.notify_one();
     }
 
     /// Count one more; it ends with [`Self::end`].
@@ -158,9 +159,9 @@ impl Cancels {
         self.over.get()
     }
 
-    /// Wait until none is. Each is bounded, so this is.
+    /// Wait until none is, or one is lost. Each is bounded, so this is.
     pub async fn ended(&self) {
-        while self.running() {
+        while self.running() && !self.astray() {
             self.ended.notified().await;
         }
     }
@@ -177,8 +178,10 @@ pub struct Way {
 }
 
 /// Send a request to a server and wait until it has been acted on: the server closes the connection then. `cancels`
-/// has counted it already ([`Cancels::begin`]), and knows afterwards whether it was seen to end.
-pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Cancels>) {
+/// has counted it already ([`Cancels::begin`]), and knows afterwards whether it was seen to end. One that does not within
+/// `limit` is lost, which is told, and counts for `hold_timeout` more at most: what a session sends that keeps the server would
+/// be hit.
+pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Cancels>, lost: impl FnOnce()) {
     let Way { worker, host, peer } = way;
     let sent = Cell::new(false);
     let talk = async {
@@ -193,13 +196,19 @@ pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Can
         sent.set(false);
         Ok::<(), SecureError>(())
     };
-    match tokio::time::timeout(limit, talk).await {
+    let mut talk = std::pin::pin!(talk);
+    let answered = tokio::time::timeout(limit, &mut talk).await;
+    match &answered {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%peer, %error, "cancel request failed"),
         Err(_) => tracing::debug!(%peer, ?limit, "cancel request was not answered in time"),
     }
     if sent.get() {
         cancels.lose();
+        lost();
+        if answered.is_err() {
+            let _ = tokio::time::timeout(worker.config().hold_timeout, talk).await;
+        }
     }
     cancels.end();
 }
@@ -208,12 +217,9 @@ pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Can
 pub fn send(worker: &Rc<Worker>, server: &Server) {
     let meta = &server.meta;
     let way = Way { worker: worker.clone(), host: meta.host.clone(), peer: meta.peer };
-    let request = forward(way, meta.key, worker.config().connect_timeout, server.cancels.begin());
     let errand = worker.begin_errand();
-    tokio::task::spawn_local(async move {
-        let _errand = errand;
-        request.await;
-    });
+    let lost = || drop(errand);
+    tokio::task::spawn_local(forward(way, meta.key, worker.config().connect_timeout, server.cancels.begin(), lost));
 }
 
 #[cfg(test)]

@@ -39,6 +39,9 @@ impl Session {
         if let Some(waiters) = self.presence.cancel.take() {
             self.cancel(waiters);
         }
+        if self.cancelling && self.may_leave_astray() && !self.relay.busy() {
+            self.rest(self.w.now());
+        }
         if self.cancelling && !self.server.as_ref().is_some_and(|s| s.cancels.running()) {
             (self.cancelling, self.rescan) = (false, true);
             if self.server.is_some() && !self.relay.busy() {
@@ -276,16 +279,18 @@ impl Session {
         let (peer, key, limit) = (server.meta.peer, server.meta.key, self.w.config().connect_timeout);
         // Counted before the task runs: the server may be given back before that.
         let way = cancel::Way { worker: self.w.clone(), host: server.meta.host.clone(), peer };
-        let request = cancel::forward(way, key, limit, server.cancels.begin());
-        let (presence, errand) = (self.presence.clone(), self.w.begin_errand());
+        let (presence, told, errand) = (self.presence.clone(), self.presence.clone(), self.w.begin_errand());
+        let lost = move || {
+            drop((errand, waiters));
+            told.wake();
+        };
+        let request = cancel::forward(way, key, limit, server.cancels.begin(), lost);
         self.cancelling = true;
         presence.cancels.set(presence.cancels.get() + 1);
         tokio::task::spawn_local(async move {
-            let _errand = errand;
             request.await;
             presence.cancels.set(presence.cancels.get() - 1);
             presence.wake();
-            drop(waiters);
         });
     }
 }
