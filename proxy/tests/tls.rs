@@ -6,10 +6,13 @@ use common::authority::Authority;
 use common::raw::Raw;
 use common::slow::Slow;
 use common::{Cluster, dial, has, wait_for};
-use proxy::config::tls::{ClientMode, ServerMode};
+use proxy::config::tls::{ClientMode, Negotiation, ServerMode};
+use proxy::wire::backend::{self, TxStatus};
+use proxy::wire::codec::message;
 use proxy::wire::startup::{SSL_REQUEST, write_startup};
 use rustls::pki_types::ServerName;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -219,8 +222,15 @@ fn a_clients_certificate_must_verify_when_there_is_one() {
     assert_eq!(psql(&c, "sslmode=require", "select 2").unwrap(), "2");
     let other = Authority::new();
     other.sign("client", "app", &[]);
-    let refused = psql(&c, &with(&other), "select 3").unwrap_err();
-    assert!(refused.contains("unknown ca") || refused.contains("decrypt error"), "{refused}");
+    let refuses = |a: &Authority| {
+        let refused = psql(&c, &with(a), "select 3").unwrap_err();
+        assert!(refused.contains("unknown ca") || refused.contains("decrypt error"), "{refused}");
+    };
+    refuses(&other);
+    // Another authority takes over.
+    authority.replace("ca.crt", &std::fs::read_to_string(other.path("ca.crt")).unwrap());
+    wait_for("its certificates to be taken", || psql(&c, &with(&other), "select 4").ok());
+    refuses(&authority);
 }
 
 #[test]
@@ -253,6 +263,11 @@ fn changed_files_are_used_and_broken_ones_are_not() {
 
 /// Let the server speak TLS with this certificate, and accept nobody without it.
 fn encrypt_server(c: &Cluster, cert: &Path, key: &Path) {
+    encrypt_by_rule(c, cert, key, "scram-sha-256");
+}
+
+/// The same where clients come in by that method.
+fn encrypt_by_rule(c: &Cluster, cert: &Path, key: &Path, method: &str) {
     let node = &c.nodes[0];
     for (from, to) in [(cert, "server.crt"), (key, "server.key")] {
         let to = node.data.join(to);
@@ -264,7 +279,7 @@ fn encrypt_server(c: &Cluster, cert: &Path, key: &Path) {
         }
     }
     node.psql("alter system set ssl = on");
-    let hba = "hostssl all app 127.0.0.1/32 scram-sha-256\nhost all postgres 127.0.0.1/32 trust\n";
+    let hba = format!("hostssl all app 127.0.0.1/32 {method}\nhost all postgres 127.0.0.1/32 trust\n");
     std::fs::write(node.data.join("pg_hba.conf"), hba).unwrap();
     node.psql("select pg_reload_conf()");
     wait_for("the server to speak TLS", || (node.psql("show ssl") == "on").then_some(()));
@@ -345,6 +360,150 @@ fn a_server_that_does_not_verify_is_not_spoken_to() {
         let result = c.psql("select ssl from pg_stat_ssl where pid = pg_backend_pid()");
         assert_eq!(result.as_deref().ok(), works.then_some("t"), "{mode:?} {trusted}: {result:?}");
     }
+}
+
+/// Which certificate is shown to servers, and whose are believed.
+#[test]
+fn changed_files_are_used_towards_servers_too() {
+    if !has("libssl") {
+        return;
+    }
+    let (ours, theirs, next) = (Authority::new(), Authority::new(), Authority::new());
+    ours.sign("proxy", "somebody", &[]);
+    [&theirs, &next].iter().for_each(|authority| authority.sign("db", "db", &["127.0.0.1"]));
+    let c = Cluster::start(0, |raw| {
+        raw.server_tls.mode = ServerMode::VerifyFull;
+        raw.server_tls.ca = Some(theirs.path("ca.crt"));
+        raw.server_tls.cert = Some(ours.path("proxy.crt"));
+        raw.server_tls.key = Some(ours.path("proxy.key"));
+        raw.hold_timeout = cluster::config::Span::secs(2);
+    });
+    c.nodes[0].psql(&format!("alter system set ssl_ca_file = '{}'", ours.path("ca.crt").display()));
+    let encrypt = |authority: &Authority| {
+        let method = "scram-sha-256 clientcert=verify-full";
+        encrypt_by_rule(&c, &authority.path("db.crt"), &authority.path("db.key"), method);
+    };
+    encrypt(&theirs);
+    let sql = "select client_dn from pg_stat_ssl where pid = pg_backend_pid()";
+    assert!(c.psql(sql).is_err(), "it is not app's");
+    ours.sign("proxy", "app", &[]);
+    let shown = wait_for("the new certificate to be shown", || c.psql(sql).ok());
+    assert!(shown.contains("CN=app"), "{shown}");
+    // Another authority takes over.
+    encrypt(&next);
+    wait_for("the server's new certificate", || {
+        c.nodes[0].psql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'");
+        c.psql(sql).is_err().then_some(())
+    });
+    assert!(c.psql(sql).is_err());
+    theirs.replace("ca.crt", &std::fs::read_to_string(next.path("ca.crt")).unwrap());
+    wait_for("it to be believed", || c.psql(sql).ok());
+}
+
+/// A way to that port, where `pass` does what each connection begins with.
+fn way(port: u16, pass: impl Fn(&mut TcpStream, &mut TcpStream) -> io::Result<()> + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (here, pass) = (listener.local_addr().unwrap().port(), Arc::new(pass));
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let pass = pass.clone();
+            std::thread::spawn(move || {
+                let mut server = TcpStream::connect(("127.0.0.1", port))?;
+                pass(&mut client, &mut server)?;
+                let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
+                std::thread::spawn(move || io::copy(&mut from, &mut to));
+                io::copy(&mut server, &mut client)
+            });
+        }
+    });
+    here
+}
+
+/// CVE-2021-23222 of libpq.
+#[test]
+fn what_comes_in_clear_behind_a_servers_yes_is_not_the_servers() {
+    if !has("libssl") {
+        return;
+    }
+    let authority = Authority::new();
+    authority.sign("db", "db", &["127.0.0.1"]);
+    let c = Cluster::start(0, |raw| {
+        raw.server_tls.mode = ServerMode::Require;
+        raw.hold_timeout = cluster::config::Span::secs(2);
+    });
+    encrypt_server(&c, &authority.path("db.crt"), &authority.path("db.key"));
+    // All that a server says which takes everybody.
+    let mut login = Vec::new();
+    message(&mut login, b'R', |body| body.extend_from_slice(&[0; 4]));
+    backend::write_ready(&mut login, TxStatus::Idle);
+    for (behind, works) in [(login, false), (Vec::new(), true)] {
+        let through = way(c.nodes[0].port, move |client, server| {
+            let (mut asked, mut answer) = ([0; 8], [0]);
+            client.read_exact(&mut asked)?;
+            // Who asks for samples speaks no TLS.
+            if asked != SSL_REQUEST {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            server.write_all(&asked)?;
+            server.read_exact(&mut answer)?;
+            client.write_all(&[&answer[..], &behind].concat())
+        });
+        c.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = through);
+        assert_eq!(c.psql("select 1").is_ok(), works);
+    }
+}
+
+#[test]
+fn servers_that_take_nothing_but_tls_are_reached() {
+    let authority = Authority::new();
+    // An endpoint of ours is one that also takes it direct.
+    let far = cluster(&authority, ClientMode::Require, false);
+    let only_tls = way(far.port, |client, _| {
+        let mut first = [0];
+        client.peek(&mut first)?;
+        if first == [0x16] { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    });
+    for (negotiation, works) in [(Negotiation::Postgres, false), (Negotiation::Direct, true)] {
+        let c = Cluster::start(0, |raw| {
+            raw.server_tls.mode = ServerMode::VerifyFull;
+            raw.server_tls.negotiation = negotiation;
+            raw.server_tls.ca = Some(authority.path("ca.crt"));
+            raw.userlist = far.userlist();
+            raw.hold_timeout = cluster::config::Span::secs(2);
+        });
+        c.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = only_tls);
+        assert_eq!(c.psql("show port").ok(), works.then(|| far.nodes[0].port.to_string()), "{negotiation:?}");
+    }
+}
+
+/// It may be a server of another protocol, which takes what it is sent for something else.
+#[test]
+fn a_server_that_does_not_say_that_it_is_postgresql_is_told_nothing_by_direct_tls() {
+    let authority = Authority::new();
+    authority.sign("db", "db", &["127.0.0.1"]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = listener.local_addr().unwrap().port();
+    let config = authority.server("db");
+    let (heard, hears) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        for socket in listener.incoming().map_while(Result::ok) {
+            let conn = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut tls = rustls::StreamOwned::new(conn, socket);
+            let told = tls.read(&mut [0]).unwrap_or(0);
+            // Who asks for samples speaks no TLS.
+            if !tls.conn.is_handshaking() {
+                let _ = heard.try_send(told);
+            }
+        }
+    });
+    let c = Cluster::start(0, |raw| {
+        raw.server_tls.mode = ServerMode::Require;
+        raw.server_tls.negotiation = Negotiation::Direct;
+        raw.hold_timeout = cluster::config::Span::secs(2);
+    });
+    c.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = here);
+    assert!(c.psql("select 1").is_err());
+    assert_eq!(hears.recv_timeout(common::DEADLINE), Ok(0));
 }
 
 #[test]

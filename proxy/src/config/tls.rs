@@ -34,6 +34,17 @@ pub enum ServerMode {
     VerifyFull,
 }
 
+/// How TLS is begun with servers. The words are libpq's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Negotiation {
+    /// They are asked first, in clear.
+    #[default]
+    Postgres,
+    /// With its handshake.
+    Direct,
+}
+
 /// The oldest protocol version spoken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum MinVersion {
@@ -72,6 +83,9 @@ pub struct ServerRaw {
     /// `disable`, `prefer`, `require`, `verify-ca` or `verify-full`, as libpq's sslmode. Default disable: encryption
     /// costs both ends, and only verify-full keeps an attacker in the network out.
     pub mode: ServerMode,
+    /// `postgres`, by an SSLRequest, or `direct`, as libpq's sslnegotiation. Default postgres: before 17 servers know nothing
+    /// else.
+    pub negotiation: Negotiation,
     /// PEM file with the authorities of servers' certificates. Default none; needed for verify-ca and verify-full.
     pub ca: Option<PathBuf>,
     /// PEM file with our certificate, where servers ask for one. Default none.
@@ -112,6 +126,8 @@ pub enum ClientTls {
 pub struct ServerTls {
     /// `mode`
     pub mode: ServerMode,
+    /// `negotiation`
+    pub negotiation: Negotiation,
     /// `ca`; there when the mode verifies.
     pub ca: Option<PathBuf>,
     /// `cert` and `key`
@@ -135,7 +151,7 @@ pub fn check_client(raw: ClientRaw, bad: &mut Vec<BadSetting>) -> ClientTls {
 
 /// Check `[proxy.server_tls]`; what is wrong is added to `bad`.
 pub fn check_server(raw: ServerRaw, bad: &mut Vec<BadSetting>) -> ServerTls {
-    let ServerRaw { mode, ca, cert, key } = raw;
+    let ServerRaw { mode, negotiation, ca, cert, key } = raw;
     let identity = identity("proxy.server_tls", cert, key, bad);
     let verifies = match mode {
         ServerMode::VerifyCa => Some("verify-ca"),
@@ -145,7 +161,11 @@ pub fn check_server(raw: ServerRaw, bad: &mut Vec<BadSetting>) -> ServerTls {
     if let Some(mode) = verifies.filter(|_| ca.is_none()) {
         bad.push(BadSetting::new("proxy.server_tls.mode", mode, "needs proxy.server_tls.ca"));
     }
-    ServerTls { mode, ca: ca.filter(|_| verifies.is_some()), identity }
+    if negotiation == Negotiation::Direct && matches!(mode, ServerMode::Disable | ServerMode::Prefer) {
+        let problem = "needs proxy.server_tls.mode require, verify-ca or verify-full";
+        bad.push(BadSetting::new("proxy.server_tls.negotiation", "direct", problem));
+    }
+    ServerTls { mode, negotiation, ca: ca.filter(|_| verifies.is_some()), identity }
 }
 
 fn identity(
@@ -176,6 +196,9 @@ mod tests {
         check_client(ClientRaw { cert: Some("/c".into()), ..ClientRaw::default() }, &mut bad);
         let server = ServerRaw { mode: ServerMode::VerifyFull, key: Some("/k".into()), ..ServerRaw::default() };
         check_server(server, &mut bad);
+        let direct = |mode| ServerRaw { mode, negotiation: Negotiation::Direct, ..ServerRaw::default() };
+        check_server(direct(ServerMode::Prefer), &mut bad);
+        check_server(direct(ServerMode::Require), &mut bad);
         assert_eq!(
             bad.iter().map(BadSetting::to_string).collect::<Vec<_>>(),
             [
@@ -183,6 +206,7 @@ mod tests {
                 "proxy.tls.cert = /c: needs proxy.tls.key as well",
                 "proxy.server_tls.key = /k: needs proxy.server_tls.cert as well",
                 "proxy.server_tls.mode = verify-full: needs proxy.server_tls.ca",
+                "proxy.server_tls.negotiation = direct: needs proxy.server_tls.mode require, verify-ca or verify-full",
             ]
         );
     }

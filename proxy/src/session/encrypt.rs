@@ -1,6 +1,6 @@
 //! TLS at the doors: a client's request for it, and ours to a server.
 
-use crate::config::tls::ServerMode;
+use crate::config::tls::{Negotiation, ServerMode};
 use crate::net::Stream;
 use crate::tls::{AcceptError, Contexts, SecureError};
 use crate::wire::error_response::ClientError;
@@ -73,6 +73,9 @@ pub(crate) async fn secure(
     let connector = &contexts.connector;
     if connector.mode == ServerMode::Disable {
         return Ok(());
+    }
+    if connector.negotiation == Negotiation::Direct {
+        return connector.secure(stream, host, turns).await;
     }
     stream.write_all(&SSL_REQUEST).await?;
     // One byte and no more: what comes behind it in clear is never taken for the server's.

@@ -1,7 +1,7 @@
 //! What is needed to speak TLS: certificates, keys and authorities, read from the configured files as one whole.
 
 use crate::config::Config;
-use crate::config::tls::{ClientTls, IdentityFiles, MinVersion, ServerMode, ServerTls};
+use crate::config::tls::{ClientTls, IdentityFiles, MinVersion, Negotiation, ServerMode, ServerTls};
 use crate::net::Stream;
 use crate::tls::x509::{self, BadCertificate, Hash};
 use crate::tls::{Certificate, Peer, Tls, trust};
@@ -189,6 +189,8 @@ impl Acceptor {
 pub struct Connector {
     /// Whether, and what is verified.
     pub mode: ServerMode,
+    /// How it is begun.
+    pub negotiation: Negotiation,
     /// When our certificate ends, seconds since 1970, if we have one.
     pub not_after: Option<i64>,
     config: Arc<ClientConfig>,
@@ -206,6 +208,9 @@ pub enum SecureError {
     /// The server does not want to.
     #[error("server does not support TLS, which proxy.server_tls.mode requires")]
     Declined,
+    /// A direct connection must agree on which protocol it is for: else the server may be one of another.
+    #[error("server did not agree on ALPN protocol postgresql, which direct TLS requires")]
+    NoAlpn,
     /// The server's answer to an SSLRequest is none.
     #[error("server answered the request for TLS with neither yes nor no")]
     Unexpected,
@@ -233,17 +238,21 @@ impl Connector {
         };
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
-        Ok(Self { mode: wanted.mode, not_after, config: Arc::new(config) })
+        Ok(Self { mode: wanted.mode, negotiation: wanted.negotiation, not_after, config: Arc::new(config) })
     }
 
-    /// Complete a handshake with the server of that host, which has agreed to it.
+    /// Complete a handshake with the server of that host, which has agreed to it where it was to be asked.
     ///
     /// # Errors
     /// See [`SecureError`].
     pub async fn secure(&self, stream: &mut Stream, host: &str, turns: &Semaphore) -> Result<(), SecureError> {
         let name = ServerName::try_from(host.to_owned()).map_err(|_| SecureError::Name(host.to_owned()))?;
         let conn = ClientConnection::new(self.config.clone(), name).map_err(io::Error::other)?;
+        let direct = self.negotiation == Negotiation::Direct;
         let judge = |conn: &Connection| {
+            if direct && conn.alpn_protocol() != Some(ALPN) {
+                return Err(SecureError::NoAlpn);
+            }
             let der = conn.peer_certificates().and_then(<[_]>::first);
             let server_end_point = der.and_then(|der| end_point(der, x509::read(der).ok()?.binding_hash));
             Ok(peer(conn, None, server_end_point))

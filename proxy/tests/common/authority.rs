@@ -1,8 +1,8 @@
 //! An authority of our own for TLS, and the files it signs.
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,6 +46,16 @@ impl Authority {
         std::fs::write(&new, text).expect("scratch is writable");
         std::fs::set_permissions(&new, PermissionsExt::from_mode(0o600)).expect("it is ours");
         std::fs::rename(&new, self.path(name)).expect("scratch is writable");
+    }
+
+    /// A server with that certificate of it, which speaks no protocol that has a name.
+    pub fn server(&self, name: &str) -> Arc<rustls::ServerConfig> {
+        let certificate = CertificateDer::from_pem_file(self.path(&format!("{name}.crt"))).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).expect("a key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
+        Arc::new(builder.with_single_cert(vec![certificate], key).expect("they belong together"))
     }
 
     pub fn client(&self, alpn: &[&[u8]]) -> Arc<rustls::ClientConfig> {
