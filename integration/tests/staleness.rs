@@ -1,6 +1,8 @@
 //! Reads are as fresh as promised, whatever happens to the cluster. `make test-staleness` does the same for longer.
 
-use integration::cluster::one_at_a_time;
+use integration::client::Client;
+use integration::cluster::{Cluster, one_at_a_time};
+use integration::http::get;
 use integration::staleness::{Fault, Faults, Verdict, Verify, cluster};
 use integration::wait::wait_for;
 use serde_json::Value;
@@ -17,10 +19,28 @@ fn mode<'r>(verdict: &'r Verdict, name: &str) -> &'r Value {
     modes.iter().find(|m| m["mode"] == name).unwrap_or_else(|| panic!("nothing about {name}: {verdict:?}"))
 }
 
+/// Change a proxy's configuration while it runs.
+fn change(cluster: &mut Cluster, proxy: &str, from: &str, to: &str) {
+    let file = cluster.config(proxy);
+    let text = std::fs::read_to_string(&file).expect("its file");
+    assert!(text.contains(from), "{text}");
+    cluster.scratch().file(&format!("{proxy}.toml"), &text.replace(from, to));
+    cluster.stop_role(proxy);
+    cluster.start_role(proxy);
+    let target = if proxy == "proxy2" { cluster.second_target() } else { cluster.target() };
+    wait_for("the proxy to be there again", Duration::from_secs(60), || {
+        let mut client = Client::connect(&target).map_err(|e| e.to_string())?;
+        let answer = client.query("select current_setting('in_hot_standby')").map_err(|e| e.to_string())?;
+        if answer.value() == "on" { Ok(()) } else { Err("the primary answers".to_owned()) }
+    });
+}
+
 #[test]
 fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
     let _turn = one_at_a_time();
     let mut cluster = cluster("reads = { hints = true }\n");
+    // One proxy learns by a sample what its sessions have written, the other by a query.
+    change(&mut cluster, "proxy2", "hints = true", "hints = true, commit_lsn = \"ask\"");
     let mut verify = Verify::start(&cluster, &["--seconds", "600", "--standby-wait", "500ms"]);
     verify.begun(&cluster);
     let (mut faults, began) = (Faults::new(1), Instant::now());
@@ -52,6 +72,11 @@ fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
         // What the promise costs is told.
         assert!(mode["added"]["p50_ms"].is_f64() && mode["added"]["p99_ms"].is_f64(), "nothing is told of it: {mode}");
     }
+    let admin = cluster.layout().second_proxy.expect("it was asked for").1;
+    let (_, metrics) = get(admin, "/metrics", Duration::from_secs(10)).expect("the second proxy answers");
+    let asked = metrics.lines().filter(|line| line.starts_with("pgtenure_proxy_positions_asked_total"));
+    let asked: f64 = asked.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+    assert!(asked > 20.0, "{asked} queries asked for the position of a write");
     // A standby may not have replayed that yet.
     wait_for("the run to drop its schema", Duration::from_secs(60), || {
         let left = cluster.connect().query("select count(*) from pg_namespace where nspname = 'pgtenure_verify'");
@@ -63,7 +88,7 @@ fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
 #[test]
 fn a_weaker_promise_breaks_every_stronger_one() {
     let _turn = one_at_a_time();
-    let cluster = cluster("");
+    let mut cluster = cluster("pools = { pool_mode = \"transaction\" }\n");
     let standbys = cluster.standbys();
     cluster.fault_proxy(&cluster.active().primary).delay_stream(standbys[0], Duration::from_millis(1500));
     let verdict = Verify::start(&cluster, &["--seconds", "8", "--ask", "eventual"]).finish(Duration::from_secs(60));
@@ -97,4 +122,10 @@ fn a_weaker_promise_breaks_every_stronger_one() {
     assert!(refused.code == 2 && refused.stderr.contains("process 0"), "{refused:?}");
     let held = Verify::start(&cluster, &["--seconds", "3", "--replace", "--mode", "session,global"]);
     assert_eq!(held.finish(Duration::from_secs(60)).code, 0);
+    for proxy in ["proxy", "proxy2"] {
+        change(&mut cluster, proxy, "\"transaction\"", "\"session\"");
+    }
+    let session = ["--seconds", "8", "--mode", "session", "--readers", "1", "--standby-wait", "5s"];
+    let kept = Verify::start(&cluster, &session).finish(Duration::from_secs(60));
+    assert_eq!(kept.code, 0, "{kept:#?}");
 }

@@ -110,7 +110,8 @@ impl Reader {
                     continue;
                 }
             };
-            let mut next_write = Clock.now();
+            // A session that keeps its server leaves the standbys for good with its first write.
+            let mut next_write = Clock.now() + run.own_write_pause();
             while !run.is_over() && !open.connection.client().is_closed() {
                 if let Some(own) = self.own.filter(|_| Clock.now() >= next_write) {
                     let outcome = writer::write(&run, &open.connection, own, writes).await;
