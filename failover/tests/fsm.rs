@@ -1,7 +1,7 @@
 //! Plays the text scenarios of `tests/fsm/*.txt` against the planner.
 //!
 //! A scenario is a list of blocks: commands, `----`, what the planner did, a blank line. One planner lives through a
-//! whole file. `UPDATE_SCENARIOS=1` writes what was seen into the files, to be reviewed as a diff.
+//! whole file, or until `manager`. `UPDATE_SCENARIOS=1` writes what was seen into the files, to be reviewed as a diff.
 
 mod fsm_world;
 

@@ -91,6 +91,8 @@ impl World {
             "cluster" => self.cluster(&mut words)?,
             "lead" => self.step(Input::Leading { revision: 50 }),
             "unlead" => self.step(Input::NotLeading),
+            // From here on another manager, which knows by etcd alone what was before it.
+            "manager" => self.planner = Planner::new(words.next()?, Settings::default()),
             "report" => self.report(&mut words)?,
             "silent" => {
                 let node = words.parse()?;

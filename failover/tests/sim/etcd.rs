@@ -117,16 +117,18 @@ impl World {
         }
     }
 
-    /// An automatic failover is counted by the transaction that begins it, whatever becomes of its manager.
+    /// An automatic failover is counted by the transaction that begins it, whatever becomes of its manager. So is a restart, but
+    /// where a restored etcd must be brought above what was promised.
     fn check_budget(&mut self, change: &Change) {
         let open = self.records.term.as_ref().is_some_and(|t| matches!(t.value.phase, Phase::Active | Phase::Draining));
         let counted = change.puts.iter().any(|p| matches!(p, RecordPut::Spent(..)));
         let begun = change.puts.iter().find_map(|p| match p {
             RecordPut::Term(t) if t.cause == Cause::Failover => Some(t.term),
-            _ => None, // no failover
+            RecordPut::Term(t) if t.cause == Cause::Restart && !self.backup.may_come_back() => Some(t.term),
+            _ => None, // asked for, or no term
         });
         if let Some(term) = begun.filter(|_| change.kind == ChangeKind::Begin && open && !counted) {
-            self.fail(format!("the failover of term {term} is not counted"));
+            self.fail(format!("the failover or restart of term {term} is not counted"));
         }
     }
 

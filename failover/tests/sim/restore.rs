@@ -17,6 +17,10 @@ impl Backup {
     pub(crate) fn new(enabled: bool) -> Self {
         Self { enabled, records: None }
     }
+
+    pub(crate) const fn may_come_back(&self) -> bool {
+        self.enabled
+    }
 }
 
 impl World {
