@@ -334,7 +334,9 @@ async fn a_proxy_writes_in_async_mode_only_while_it_is_registered() {
     let (state, states) = watch::channel(of(stale, 0));
     let registration = view.register("p1", states);
     until("open", &mut topology, |t| gate_now(t) == Gate::Open).await;
-    proxy_record(&store, "the key", |r| r.is_some_and(|r| r.gate == "stale")).await;
+    // A term that opens without it waits for as long as its view lasts, which it alone knows.
+    let told = ("stale", 600);
+    proxy_record(&store, "the key", |r| r.is_some_and(|r| (r.gate.as_str(), r.view_ms) == told)).await;
     state.send_replace(of(Gate::Draining, 2));
     proxy_record(&store, "draining", |r| r.is_some_and(|r| (r.gate.as_str(), r.busy) == ("draining", 2))).await;
     state.send_replace(of(Gate::Draining, 0));
