@@ -40,6 +40,12 @@ impl Control {
         parse(&out.stdout, copied).ok_or_else(|| tool::ToolError::Output { program: "pg_controldata".into() })
     }
 
+    /// The latest checkpoint, where it can be had without starting a program.
+    pub(crate) fn checkpoint_at_hand(env: &Env) -> Option<Lsn> {
+        let file = std::fs::read(env.layout.data().join("global/pg_control")).ok()?;
+        control_file::parse(&file).map(|file| file.checkpoint)
+    }
+
     fn from_file(file: ControlFile, copied: bool) -> Self {
         Self {
             system_id: file.system_id.to_string(),

@@ -232,6 +232,9 @@ impl Agent {
         let (fork, forks) = self.forks_of_new(timeline)?;
         if unproved && waits.protects() {
             // The list may have been empty a moment ago: prove that it is in force.
+            tracing::info!(
+                node = %self.env.config.node, term = order.term.0, "not known that commits wait already, proving that they do"
+            );
             self.prove_waiting(&waits.names, left("proving the names")?).await?;
         }
         if !has_terms {

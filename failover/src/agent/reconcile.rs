@@ -99,6 +99,7 @@ impl Agent {
         self.calm_down()?;
         self.finish_adoption().await?;
         if matches!(self.decide_now(), Act::Wait(_)) {
+            self.look_at_restartpoints().await?;
             return unproved.map(|()| self.decide_now());
         }
         let _held = self.actuator.lock().await;

@@ -10,7 +10,7 @@ use crate::config::agent::OWNED_PARAMETERS;
 use crate::fsm::places::kept;
 use crate::fsm::sync_set::Waits;
 use cluster::sync_names::SyncNames;
-use cluster::{Endpoint, Instant, NodeId, Term};
+use cluster::{Endpoint, Instant, Lsn, NodeId, Term};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
@@ -38,6 +38,9 @@ pub(crate) struct Dynamic {
     lenient: bool,
     /// There was no list while the server ran, and that commits wait for the one there is now was not proved since.
     unproved: bool,
+    /// The checkpoint that the server's last restartpoint was made of, and whether others came before it, all since the
+    /// postmaster had told its processes of that list.
+    restartpoint: Option<(Lsn, bool)>,
     /// A new upstream is being connected to.
     eager: bool,
     /// The upstream ran without an agent when it was connected to, by rules of its own for who is let in how.
@@ -84,6 +87,7 @@ impl Dynamic {
             waits,
             lenient,
             unproved: false,
+            restartpoint: None,
             eager,
             by_hand: false,
             sparse: None,
@@ -172,7 +176,9 @@ impl Dynamic {
     /// What it is to hold; true when that is another. To be written then.
     pub(crate) fn change(&mut self, waits: &Waits) -> bool {
         let other = self.waits != *waits;
-        self.unproved |= self.waits.names == SyncNames::Off && waits.names != SyncNames::Off;
+        if self.waits.names == SyncNames::Off && waits.names != SyncNames::Off {
+            (self.unproved, self.restartpoint) = (true, None);
+        }
         self.waits = waits.clone();
         self.lenient |= waits.on_request;
         other
@@ -185,12 +191,33 @@ impl Dynamic {
 
     /// That commits wait was not proved: sessions may go by an older default.
     pub(crate) const fn not_taken_up(&mut self) {
-        (self.lenient, self.unproved) = (true, true);
+        (self.lenient, self.unproved, self.restartpoint) = (true, true, None);
     }
 
     /// Might commits not wait yet, although the server shows the list?
     pub(crate) const fn is_unproved(&self) -> bool {
         self.unproved
+    }
+
+    /// Of a standby that has been told of the list: the checkpoint that its last restartpoint was made of. True once that
+    /// proves it: the second one that ends was begun after the first, and in between the checkpointer has read the file.
+    pub(crate) fn saw_restartpoint(&mut self, latest: Lsn) -> bool {
+        match self.restartpoint {
+            Some((last, _)) if last == latest => {}
+            Some((_, true)) => self.unproved = false,
+            last => self.restartpoint = Some((latest, last.is_some())),
+        }
+        !self.unproved
+    }
+
+    /// Has the standby been told of the list, so that its restartpoints count?
+    pub(crate) const fn counts_restartpoints(&self) -> bool {
+        self.restartpoint.is_some()
+    }
+
+    /// Is the file in force one that an earlier agent wrote?
+    pub(crate) const fn is_inherited(&self) -> bool {
+        self.written == 0
     }
 
     /// The server starts with the list, or commits were seen to wait.
@@ -463,6 +490,28 @@ mod tests {
         assert!(conf.calm() && !conf.calm());
         let text = conf.text("host=n2", "", "3");
         assert!(!text.contains("wal_retrieve_retry_interval") && !text.contains("wal_init_zero"), "{text}");
+    }
+
+    #[test]
+    fn a_new_list_is_in_force_once_a_second_restartpoint_has_ended() {
+        let conf = &mut Dynamic::new(Waits { names: SyncNames::Off, on_request: false });
+        let set = |conf: &mut Dynamic| {
+            conf.change(&Waits { names: SyncNames::Off, on_request: false });
+            conf.change(&Waits::FENCED);
+            assert!(!conf.counts_restartpoints() && conf.is_unproved());
+        };
+        set(conf);
+        let seen = |conf: &mut Dynamic, lsns: &[u64]| lsns.iter().map(|l| conf.saw_restartpoint(Lsn(*l))).collect();
+        let told: Vec<bool> = seen(conf, &[5, 5, 7, 7, 7, 9]);
+        assert_eq!(told, [false, false, false, false, false, true]);
+        assert!(!conf.is_unproved());
+        // Each list from none anew.
+        set(conf);
+        let told: Vec<bool> = seen(conf, &[9, 11]);
+        assert_eq!(told, [false, false]);
+        set(conf);
+        let told: Vec<bool> = seen(conf, &[11, 13, 15]);
+        assert_eq!(told, [false, false, true]);
     }
 
     #[test]

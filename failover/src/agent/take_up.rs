@@ -7,21 +7,31 @@
 //! two commands since (of the first one the beginning may only have been told late). Who does not within a bound is
 //! ended.
 //!
-//! Source: src/backend/tcop/postgres.c, `PostgresMain`; src/backend/postmaster/postmaster.c, SIGHUP.
+//! And when does a standby's checkpointer go by a list that there was not before? It reads the file between any two
+//! restartpoints, so it has done that once two have ended after the postmaster had told everybody. Asked for by us they
+//! would cost the standbys all at once what they spread over minutes.
+//!
+//! Source: src/backend/tcop/postgres.c, `PostgresMain`; src/backend/postmaster/postmaster.c, SIGHUP;
+//! src/backend/postmaster/checkpointer.c, `CheckpointerMain`.
 
-use super::Agent;
 use super::arm::ProofError;
+use super::control::Control;
 use super::recovery_conf::STAMP;
 use super::sql::{Row, Sql, SqlError};
+use super::{Agent, postgres};
+use crate::api::PostgresState;
+use cluster::sync_names::SyncNames;
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// For so long a command may go on that was begun under the old default.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Ended sessions are gone after that, or hang in the kernel.
 const ENDED_BOUND: Duration = Duration::from_secs(2);
 const BOUND: Duration = Duration::from_secs(2);
+const SETTINGS_READ: &str = "waiting for the settings to be read";
 /// Until every session goes by the new default, or that has failed.
 #[cfg(test)]
 pub(super) const LONGEST: Duration = BOUND.saturating_add(PATIENCE).saturating_add(ENDED_BOUND);
@@ -97,18 +107,52 @@ impl Pending {
 impl Agent {
     /// Wait until the postmaster has read the file last written, so that it has told everybody to.
     pub(super) async fn settings_read(&self, bound: Duration) -> Result<(), SqlError> {
-        let what = "waiting for the settings to be read";
         let deadline = Instant::now() + bound;
-        let shown = format!("SELECT coalesce(current_setting('{STAMP}', true), '')");
         while Instant::now() < deadline {
-            let sql = Sql::local(&self.env, "postgres", BOUND).await?;
-            let stamp = self.conf.lock().await.stamp(&self.env);
-            if sql.value::<String>(what, &shown, BOUND).await? == stamp {
+            if self.shows_stamp().await? {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Err(SqlError::TimedOut { what, after: bound })
+        Err(SqlError::TimedOut { what: SETTINGS_READ, after: bound })
+    }
+
+    /// Does a new connection show the stamp of the file in force?
+    async fn shows_stamp(&self) -> Result<bool, SqlError> {
+        let sql = Sql::local(&self.env, "postgres", BOUND).await?;
+        let stamp = self.conf.lock().await.stamp(&self.env);
+        let shown = format!("SELECT coalesce(current_setting('{STAMP}', true), '')");
+        Ok(sql.value::<String>(SETTINGS_READ, &shown, BOUND).await? == stamp)
+    }
+
+    /// On a standby whose list is not known to be in force: is it by now? A promotion need not prove it then.
+    pub(super) async fn look_at_restartpoints(&self) -> io::Result<()> {
+        let standby = || self.state.look(|o| matches!(o.postgres, PostgresState::Standby(_)));
+        let told_by = {
+            let Ok(conf) = self.conf.try_lock() else { return Ok(()) };
+            // Nobody shows a stamp that was not written: once the upstream is known it is.
+            if !conf.is_unproved() || conf.is_inherited() || conf.waits.names == SyncNames::Off || !standby() {
+                return Ok(());
+            }
+            (!conf.counts_restartpoints()).then(|| conf.stamp(&self.env))
+        };
+        // Asked again at the next round.
+        let bound = self.env.config.probe_timeout;
+        if told_by.is_some() && !matches!(timeout(bound, self.shows_stamp()).await, Ok(Ok(true))) {
+            return Ok(());
+        }
+        let Some(latest) = Control::checkpoint_at_hand(&self.env) else { return Ok(()) };
+        // Somebody is changing it right now, or has meanwhile.
+        let Ok(mut conf) = self.conf.try_lock() else { return Ok(()) };
+        let other = told_by.map_or(!conf.counts_restartpoints(), |stamp| stamp != conf.stamp(&self.env));
+        if other || !conf.is_unproved() || conf.waits.names == SyncNames::Off || !standby() {
+            return Ok(());
+        }
+        if conf.saw_restartpoint(latest) {
+            tracing::info!(node = %self.env.config.node, "the checkpointer goes by the list that commits would wait for");
+            conf.write(&self.env).and_then(|()| postgres::reload(&self.env))?;
+        }
+        Ok(())
     }
 
     /// Wait until no session goes by an older default any more; end those that do for too long.

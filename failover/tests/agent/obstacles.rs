@@ -190,6 +190,35 @@ fn a_standby_whose_commits_may_not_wait_yet_is_not_promoted_by_what_its_setting_
 }
 
 #[test]
+fn a_list_that_restartpoints_have_shown_to_be_in_force_is_not_proved_again() {
+    unprivileged("obstacles::a_list_that_restartpoints_have_shown_to_be_in_force_is_not_proved_again", async {
+        let mut c = Cluster::new(22660, 2, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        // As the next agent finds it.
+        let file = "SELECT current_setting('synchronous_standby_names') || CASE WHEN pg_read_file(sourcefile) LIKE \
+            '%# not proved%' THEN ', not proved' ELSE '' END FROM pg_settings WHERE name = 'synchronous_standby_names'";
+        let list = format!("ANY 1 ({})", c.nodes[p].id);
+        let holds = async |what: String| until(&what, async || (c.value(s, file).await == what).then_some(())).await;
+        holds(list.clone()).await;
+        let since = c.value(p, "SELECT pg_current_wal_flush_lsn()").await.parse().unwrap();
+        let suspension = Suspension { term: Term(1), since, since_wall: 0, why: "test".into(), lowered: None };
+        slots::put_policy(&c, |p| PolicyRecord { suspended: Some(suspension), ..p }).await;
+        holds(String::new()).await;
+        slots::put_policy(&c, |p| PolicyRecord { suspended: None, ..p }).await;
+        holds(format!("{list}, not proved")).await;
+        until("a restartpoint behind another", async || {
+            // One is only made of a checkpoint that the primary has made since the last.
+            for node in [p, s] {
+                c.sql(node).await.batch_execute("CHECKPOINT").await.unwrap();
+            }
+            (c.value(s, file).await == list).then_some(())
+        })
+        .await;
+    });
+}
+
+#[test]
 fn a_tail_that_cannot_be_read_as_a_whole_is_set_aside_and_told_of() {
     unprivileged("obstacles::a_tail_that_cannot_be_read_as_a_whole_is_set_aside_and_told_of", async {
         let mut c = Cluster::new(22560, 2, Mode::Async, 0);
