@@ -444,18 +444,21 @@ fn a_login_while_there_is_no_primary_is_served_by_a_standby() {
 
 #[test]
 fn who_only_reads_at_standbys_is_told_of_a_later_term_once_it_is_open() {
-    let c = Cluster::start(1, |raw| {
-        raw.max_replay_lag = cluster::config::Span::secs(60);
-        raw.workers = 1;
-    });
-    let mut reader = Raw::login(c.port, &[]);
-    let read = |s: &mut Raw| words(&s.query("select current_setting('cluster_name')"));
-    wait_for("a read at the standby", || read(&mut reader).contains("D n2").then_some(()));
-    c.publish(|t| (t.term, t.gate) = (t.term.next(), Gate::Closed(Closed::Recruiting)));
-    assert_eq!((read(&mut reader).as_str(), reader.terms()), ("T | D n2 | C SELECT 1 | Z I", vec!["1"]));
-    c.publish(|t| t.gate = Gate::Open);
-    wait_for("another read there", || read(&mut reader).contains("D n2").then_some(()));
-    assert_eq!(reader.terms(), ["1", "2"]);
+    for mode in [PoolMode::Transaction, PoolMode::Session] {
+        let c = Cluster::start(1, |raw| {
+            raw.max_replay_lag = cluster::config::Span::secs(60);
+            raw.workers = 1;
+            raw.pools.pool_mode = mode;
+        });
+        let mut reader = Raw::login(c.port, &[]);
+        let read = |s: &mut Raw| words(&s.query("select current_setting('cluster_name')"));
+        wait_for("a read at the standby", || read(&mut reader).contains("D n2").then_some(()));
+        c.publish(|t| (t.term, t.gate) = (t.term.next(), Gate::Closed(Closed::Recruiting)));
+        assert_eq!((read(&mut reader).as_str(), reader.terms()), ("T | D n2 | C SELECT 1 | Z I", vec!["1"]));
+        c.publish(|t| t.gate = Gate::Open);
+        wait_for("another read there", || read(&mut reader).contains("D n2").then_some(()));
+        assert_eq!(reader.terms(), ["1", "2"], "{mode:?}");
+    }
 }
 
 #[test]

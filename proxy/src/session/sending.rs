@@ -93,6 +93,9 @@ impl Session {
                 }
                 self.give_back(now);
             } else if role == Role::Standby {
+                if starts {
+                    self.tell_term();
+                }
                 return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
