@@ -380,11 +380,11 @@ fn a_cancel_request_that_was_given_up_hits_no_later_statement_of_its_own_client(
     cluster.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = slow.port);
     let node = &cluster.nodes[0];
     let mut holder = log_in(node.port, 0, &[]);
-    for lock in [7, 8, 9] {
+    for lock in [7, 8, 9, 10] {
         assert_eq!(ask(&mut holder, &format!("select pg_advisory_lock({lock})")), None);
     }
-    let (mut first, mut second) = (log_in(cluster.port, 0, &[]), log_in(cluster.port, 0, &[]));
-    assert_eq!(ask(&mut first, "begin"), None);
+    let [mut first, mut second, mut third] = [(); 3].map(|()| log_in(cluster.port, 0, &[]));
+    assert_eq!((ask(&mut first, "begin"), ask(&mut third, "begin")), (None, None));
     let say = |client: &mut Client, sql: &str| {
         let mut out = Vec::new();
         write_query(&mut out, sql);
@@ -393,6 +393,7 @@ fn a_cancel_request_that_was_given_up_hits_no_later_statement_of_its_own_client(
     for (client, sql) in [
         (&mut first, "select pg_advisory_xact_lock(7) as first"),
         (&mut second, "select pg_advisory_xact_lock(9) as second"),
+        (&mut third, "select pg_advisory_xact_lock(10) as third"),
     ] {
         say(client, sql);
         let of = format!("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query = '{sql}'");
@@ -401,12 +402,24 @@ fn a_cancel_request_that_was_given_up_hits_no_later_statement_of_its_own_client(
         request.write_all(&long_cancel_request(client.pid, &client.secret)).expect("the endpoint reads");
         slow.came.recv_timeout(common::DEADLINE).expect("the request is passed on");
     }
-    assert_eq!(ask(&mut holder, "select pg_advisory_unlock(7), pg_advisory_unlock(9)"), None);
-    assert_eq!((errors(&mut first), errors(&mut second)), (vec![], vec![]));
+    let unlock = "select pg_advisory_unlock(7), pg_advisory_unlock(9), pg_advisory_unlock(10)";
+    assert_eq!(ask(&mut holder, unlock), None);
+    for client in [&mut first, &mut second, &mut third] {
+        assert_eq!(errors(client), [""; 0]);
+    }
     say(&mut first, "select pg_advisory_xact_lock(8) as later");
+    say(&mut third, "select 3");
     // Who need not keep the server goes on without it, once the requests were given up.
     assert_eq!(ask(&mut second, "select 1"), None);
-    for _ in 0..2 {
+    // What is held is ended by a request of its own, which no server is asked for.
+    let request = long_cancel_request(third.pid, &third.secret);
+    let told = std::thread::spawn(move || errors(&mut third));
+    wait_for("it to be held, and ended", || {
+        dial(cluster.port).write_all(&request).expect("the endpoint reads");
+        told.is_finished().then_some(())
+    });
+    assert_eq!(told.join().expect("it is answered"), ["57014"]);
+    for _ in 0..3 {
         slow.go_on.send(()).expect("it waits for that");
         slow.acted_on.recv_timeout(common::DEADLINE).expect("the server acts on it");
     }

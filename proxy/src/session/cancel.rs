@@ -36,6 +36,9 @@ pub fn place_of(pid: u32) -> Option<(usize, usize)> {
     Some(((pid & ((1 << WORKER_BITS) - 1)) as usize, place as usize))
 }
 
+/// How long until it is looked at again whether anybody keeps a server that a lost request may reach.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// Requests of one client that are waited for at most; who asks for more is told at once that it is done.
 const MAX_WAITERS: usize = 64;
 
@@ -61,6 +64,8 @@ impl Waiters {
 #[derive(Debug, Default)]
 pub struct Cancels {
     running: Cell<u32>,
+    /// So many were lost whose end is waited for all the same.
+    late: Cell<u32>,
     /// One was sent and never seen to end: it may lie in the postmaster's queue, and hit whatever runs when it is read.
     astray: Cell<bool>,
     ended: Notify,
@@ -102,7 +107,24 @@ impl Cancels {
     /// One was sent and not seen to end.
     pub fn lose(&self) {
         self.astray.set(true);
-        self.ended.notify_one();
+    }
+
+    /// One was lost, and its end is waited for all the same.
+    fn be_late(&self) {
+        self.lose();
+        self.late.set(self.late.get() + 1);
+        self.end();
+    }
+
+    /// May one whose end is waited for hit what a session sends that keeps the server?
+    pub fn in_the_way(&self) -> bool {
+        self.running.get() + self.late.get() > 0
+    }
+
+    /// Does a session, or what goes on in its place, keep the server?
+    fn is_kept(self: &Rc<Self>) -> bool {
+        // Each request and each question has one more.
+        Rc::strong_count(self) > (self.running.get() + self.late.get()) as usize
     }
 
     /// Count one more; it ends with [`Self::end`].
@@ -159,9 +181,9 @@ impl Cancels {
         self.over.get()
     }
 
-    /// Wait until none is, or one is lost. Each is bounded, so this is.
+    /// Wait until none is. Each is bounded, so this is.
     pub async fn ended(&self) {
-        while self.running() && !self.astray() {
+        while self.running() {
             self.ended.notified().await;
         }
     }
@@ -179,8 +201,8 @@ pub struct Way {
 
 /// Send a request to a server and wait until it has been acted on: the server closes the connection then. `cancels`
 /// has counted it already ([`Cancels::begin`]), and knows afterwards whether it was seen to end. One that does not within
-/// `limit` is lost, which is told, and counts for `hold_timeout` more at most: what a session sends that keeps the server would
-/// be hit.
+/// `limit` is lost, which is told, and is late for `hold_timeout` more at most, while a session keeps the server: what that sends
+/// would be hit.
 pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Cancels>, lost: impl FnOnce()) {
     let Way { worker, host, peer } = way;
     let sent = Cell::new(false);
@@ -203,14 +225,25 @@ pub async fn forward(way: Way, key: (u32, u32), limit: Duration, cancels: Rc<Can
         Ok(Err(error)) => tracing::debug!(%peer, %error, "cancel request failed"),
         Err(_) => tracing::debug!(%peer, ?limit, "cancel request was not answered in time"),
     }
-    if sent.get() {
-        cancels.lose();
-        lost();
-        if answered.is_err() {
-            let _ = tokio::time::timeout(worker.config().hold_timeout, talk).await;
-        }
+    if !sent.get() {
+        return cancels.end();
     }
-    cancels.end();
+    if answered.is_ok() {
+        cancels.lose();
+        return cancels.end();
+    }
+    cancels.be_late();
+    lost();
+    let kept = async {
+        while cancels.is_kept() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(worker.config().hold_timeout, talk) => {}
+        () = kept => {}
+    }
+    cancels.late.set(cancels.late.get() - 1);
 }
 
 /// The same where nobody waits for it.
@@ -234,5 +267,20 @@ mod tests {
             assert!(pid > 0 && i32::try_from(pid).is_ok());
         }
         assert_eq!(place_of(0), None);
+    }
+
+    #[test]
+    fn one_that_is_late_hides_no_other_and_is_waited_for_while_the_server_is_kept() {
+        let server = Rc::new(Cancels::default());
+        let first = server.begin();
+        first.be_late();
+        assert!(server.astray() && !server.running() && server.in_the_way() && first.is_kept());
+        let second = server.begin();
+        assert!(server.running());
+        drop(server);
+        assert!(!first.is_kept());
+        second.end();
+        first.late.set(0);
+        assert!(!first.in_the_way());
     }
 }

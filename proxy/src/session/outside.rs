@@ -42,7 +42,7 @@ impl Session {
         if self.cancelling && self.may_leave_astray() && !self.relay.busy() {
             self.rest(self.w.now());
         }
-        if self.cancelling && !self.server.as_ref().is_some_and(|s| s.cancels.running()) {
+        if self.cancelling && !self.server.as_ref().is_some_and(|s| s.cancels.in_the_way()) {
             (self.cancelling, self.rescan) = (false, true);
             if self.server.is_some() && !self.relay.busy() {
                 self.rest(self.w.now());
@@ -88,7 +88,7 @@ impl Session {
                 // Outside a block there is nothing to lose: only the statement fails.
                 Gate::Draining => {
                     let since = self.waiting_since.unwrap_or(now);
-                    self.fail = Some(Failure::Error(acquire::hold_timeout(&self.w, None, since, now)));
+                    self.end_held(acquire::hold_timeout(&self.w, None, since, now));
                 }
                 Gate::Closed(_) => return Err(Turn::Lost(Loss::HoldTimeout)),
             }
@@ -282,6 +282,8 @@ impl Session {
         let (presence, told, errand) = (self.presence.clone(), self.presence.clone(), self.w.begin_errand());
         let lost = move || {
             drop((errand, waiters));
+            // What waits for its end is held from now on.
+            told.again.set(true);
             told.wake();
         };
         let request = cancel::forward(way, key, limit, server.cancels.begin(), lost);

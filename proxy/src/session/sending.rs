@@ -50,6 +50,9 @@ impl Session {
         {
             if !self.relay.busy() {
                 server.cancels.give_up();
+                if server.cancels.astray() {
+                    return self.hold_here(access);
+                }
             }
             return Step::Wait;
         }
@@ -164,8 +167,8 @@ impl Session {
             || access == Access::Write && !unit.quiet && self.w.slowed().is_some()
     }
 
-    /// A session that keeps its server waits for the gate, or for a proof: the statement is neither sent nor refused yet.
-    /// What was known when the server was looked for holds no longer when it goes on.
+    /// A session that keeps its server waits for the gate, a proof, or the end of a cancel request that was given up: the
+    /// statement is neither sent nor refused yet. What was known when the server was looked for holds no longer when it goes on.
     pub(super) fn hold_here(&mut self, access: Access) -> Step {
         (self.chosen, self.held_for) = (None, access);
         if self.hold.is_none() {

@@ -88,7 +88,7 @@ fn pump(s: &mut Session, frames: &mut Follower, cx: &mut Context<'_>) -> Poll<En
             s.cancel_unless(Unless::Waiting, Asks::Client, waiters);
         }
     }
-    s.cancelling = s.server.as_ref().is_some_and(|server| server.cancels.running() && !server.cancels.astray());
+    s.cancelling = s.server.as_ref().is_some_and(|server| server.cancels.running());
     for _ in 0..MAX_ROUNDS {
         match round(s, frames, cx) {
             Ok(true) => {}
