@@ -161,22 +161,27 @@ impl Predecessor {
 /// when that process says its number.
 async fn pass_on(stream: UnixStream, mut requests: mpsc::Receiver<PassedCancel>) {
     let (mut from, mut to) = stream.into_split();
-    let waiting = Mutex::new(BTreeMap::new());
+    // And has it said any? One of an earlier version says none.
+    let waiting = Mutex::new((BTreeMap::new(), false));
     let lock = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
     let told = async {
         let mut number = [0; 4];
         while from.read_exact(&mut number).await.is_ok() {
-            lock().remove(&u32::from_be_bytes(number));
+            let (waiting, says) = &mut *lock();
+            *says = true;
+            waiting.remove(&u32::from_be_bytes(number));
         }
     };
     let passing = async {
-        let mut number = 0u32;
+        let (mut number, mut silent) = (0u32, false);
         while let Some(PassedCancel { key, done }) = requests.recv().await {
             number = number.wrapping_add(1);
             {
-                let mut waiting = lock();
+                let (waiting, says) = &mut *lock();
+                let before = waiting.len();
                 waiting.retain(|_, done: &mut oneshot::Sender<()>| !done.is_closed());
-                if waiting.len() < CANCELS {
+                silent = !*says && (silent || waiting.len() < before);
+                if waiting.len() < CANCELS && !silent {
                     waiting.insert(number, done);
                 }
             }
@@ -417,5 +422,35 @@ mod tests {
         let mut number = [0; 4];
         ours.read_exact(&mut number).await.unwrap();
         assert_eq!((seen.recv().await, u32::from_be_bytes(number)), (Some(key), 9));
+    }
+
+    #[tokio::test]
+    async fn an_old_process_that_says_no_numbers_is_waited_for_once() {
+        let (theirs, ours) = UnixStream::pair().unwrap();
+        let (to, requests) = mpsc::channel(1);
+        tokio::spawn(pass_on(ours, requests));
+        let key = CancelKey { pid: 7, secret: CancelSecret::new(&[1, 2, 3, 4]).unwrap() };
+        let ask = || {
+            let (done, over) = oneshot::channel();
+            to.try_send(PassedCancel { key, done }).unwrap();
+            over
+        };
+        let mut frames = vec![0; frames(0, &key).len()];
+        let (mut from, mut says) = theirs.into_split();
+        let mut first = ask();
+        from.read_exact(&mut frames).await.unwrap();
+        assert_eq!(first.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        drop(first);
+        assert!(ask().await.is_err());
+        from.read_exact(&mut frames).await.unwrap();
+        // One that stood still says them later.
+        says.write_all(&2u32.to_be_bytes()).await.unwrap();
+        loop {
+            let mut next = ask();
+            from.read_exact(&mut frames).await.unwrap();
+            if next.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
+                return;
+            }
+        }
     }
 }
