@@ -61,16 +61,20 @@ fn log_in_behind(header: &'static [u8], port: u16, minor: u8, extra: &[(&str, &s
 }
 
 fn trusting(set: impl FnOnce(&mut proxy::config::Raw)) -> Cluster {
-    let cluster = Cluster::start(0, |raw| {
+    trusting_with(0, set)
+}
+
+fn trusting_with(standbys: usize, set: impl FnOnce(&mut proxy::config::Raw)) -> Cluster {
+    let cluster = Cluster::start(standbys, |raw| {
         raw.auth.rules = vec!["host all all all trust".to_owned()];
         set(raw);
     });
-    let hba = "host all all 127.0.0.1/32 trust\n";
-    std::fs::write(cluster.nodes[0].data.join("pg_hba.conf"), hba).expect("the data directory is writable");
-    cluster.nodes[0].psql("select pg_reload_conf()");
-    wait_for("the server to trust", || {
-        (cluster.nodes[0].psql("select count(*) from pg_hba_file_rules") == "1").then_some(())
-    });
+    let hba = "host all,replication all 127.0.0.1/32 trust\n";
+    for node in &cluster.nodes {
+        std::fs::write(node.data.join("pg_hba.conf"), hba).expect("the data directory is writable");
+        node.psql("select pg_reload_conf()");
+        wait_for("the server to trust", || (node.psql("select count(*) from pg_hba_file_rules") == "1").then_some(()));
+    }
     cluster
 }
 
@@ -425,4 +429,43 @@ fn a_cancel_request_that_was_given_up_hits_no_later_statement_of_its_own_client(
     }
     assert_eq!(ask(&mut holder, "select pg_advisory_unlock(8)"), None);
     assert_eq!(errors(&mut first), [""; 0]);
+}
+
+#[test]
+fn a_read_that_is_cancelled_as_a_standby_refuses_it_leaves_the_next_one_to_standbys() {
+    let cluster = trusting_with(1, |raw| {
+        raw.workers = 1;
+        raw.max_replay_lag = cluster::config::Span::secs(60);
+        raw.reads.remember_refused = cluster::config::Span::millis(0);
+    });
+    cluster.nodes[0].psql(
+        "create sequence s_seq; grant usage on s_seq to app; create function f() returns bigint stable language plpgsql \
+         as 'begin execute ''select pg_adv'' || ''isory_xact_lock(7)''; return nextval(''s_seq''); end'",
+    );
+    cluster.replicate();
+    let mut any = log_in(cluster.port, 0, &[]);
+    wait_for("a standby to refuse it", || {
+        assert_eq!(ask(&mut any, "select f()"), None);
+        (cluster.counter_of("pgtenure_proxy_retries_total", "refused") >= 1.0).then_some(())
+    });
+    let standby = &cluster.nodes[1];
+    let slow = slow_with_cancels(standby.port);
+    cluster.publish(|t| t.standbys[0].postgres.port = slow.port);
+    let mut holder = log_in(standby.port, 0, &[]);
+    assert_eq!(ask(&mut holder, "select pg_advisory_lock(7)"), None);
+    let only =
+        [("pgtenure.consistency", "bounded"), ("pgtenure.standby_wait", "60s"), ("pgtenure.no_standby", "error")];
+    let mut client = log_in(cluster.port, 0, &only);
+    let mut out = Vec::new();
+    write_query(&mut out, "select f()");
+    client.stream.write_all(&out).expect("the endpoint reads");
+    let of = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query = 'select f()'";
+    wait_for("the read to wait at the standby", || (standby.psql(of) == "1").then_some(()));
+    let mut request = dial(cluster.port);
+    request.write_all(&long_cancel_request(client.pid, &client.secret)).expect("the endpoint reads");
+    slow.came.recv_timeout(common::DEADLINE).expect("the request is passed on");
+    assert_eq!(ask(&mut holder, "select pg_advisory_unlock(7)"), None);
+    assert_eq!(errors(&mut client), ["57014"]);
+    // The primary would divide by zero.
+    assert_eq!(ask(&mut client, "select 1 / (current_setting('cluster_name') = 'n2')::int"), None);
 }

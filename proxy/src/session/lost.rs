@@ -240,7 +240,7 @@ fn tell(s: &mut Session, owed: Owed, mut first: Option<Result<(), ClientError>>)
         }
     }
     if !repeats {
-        s.forget_recheck();
+        s.forget_refusals();
     }
     s.correct();
     s.retained.clear();

@@ -21,9 +21,9 @@ impl Session {
         self.rechecks = Some(Box::new(Recheck { told: Some(told) }));
     }
 
-    /// Nothing is sent again.
-    pub(super) fn forget_recheck(&mut self) {
-        if self.rechecks.take().is_some() {
+    /// Nothing is sent again, so what standbys have said to it matters no more.
+    pub(super) fn forget_refusals(&mut self) {
+        if self.rechecks.take().is_some() | std::mem::take(&mut self.refused) {
             self.avoid.clear();
         }
     }

@@ -93,12 +93,14 @@ impl Session {
         Some(self.hold_for(Access::Read, left, now))
     }
 
-    /// A read goes to the server that the session has already: did it wait there, and what has come of that?
-    pub(super) fn count_unshown(&mut self) {
-        if std::mem::take(&mut self.held_unshown) {
+    /// A read goes to the server that the session has already: did it wait there? What has come of that is counted.
+    pub(super) fn count_unshown(&mut self) -> bool {
+        let waited = std::mem::take(&mut self.held_unshown);
+        if waited {
             let vain = matches!(self.chosen, Some(Reason::Unconfirmed { .. }));
             self.w.counts.no_standby(if vain { Outcome::Primary } else { Outcome::Waited }, UNCONFIRMED);
         }
+        waited
     }
 
     /// So many units were answered by `now`, and some of them ended a transaction. What that has written counts at once: what

@@ -363,9 +363,9 @@ impl Session {
         let executes = unit.statements > 0 && (begins || self.relay.parse_only);
         self.relay.parse_only = unit.statements == 0 && (begins || self.relay.parse_only);
         if begins {
-            self.count_unshown();
+            let counted = self.count_unshown();
             self.tell_refused_before(&input[..unit.len], now);
-            if primary && unit.read && self.reason == SAME_SERVER {
+            if primary && unit.read && self.reason == SAME_SERVER && !counted {
                 self.count_unspared();
             }
             self.w.counts.query(if primary { "primary" } else { "standby" }, self.reason);
@@ -416,8 +416,8 @@ impl Session {
     /// has what the session has there.
     #[cold]
     fn count_unspared(&mut self) {
-        let outside = self.relay.leads_to() == TxStatus::Idle && !self.own;
-        if outside && self.promise_of_unit().spares_primary(Access::Read) {
+        let spares = !self.own && self.promise_of_unit().spares_primary(Access::Read);
+        if spares && self.relay.leads_to() == TxStatus::Idle {
             self.w.counts.no_standby(Outcome::Primary, SAME_SERVER);
         }
     }
