@@ -2,7 +2,7 @@
 
 PGTENURE := target/release/pgtenure
 
-.PHONY: help demo demo-exercise test test-part-1 test-part-2 test-part-3 check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-wishes set-up-drivers set-up-nemesis test-majors test-drivers test-staleness nemesis soak saturate bench-failover bench-managers
+.PHONY: help demo demo-exercise test test-part-1 test-part-2 test-part-3 test-part-4 check build bench fuzz test-grammar differential stress model sim set-up set-up-tests set-up-wishes set-up-drivers set-up-nemesis test-majors test-drivers test-staleness nemesis soak saturate bench-failover bench-managers
 
 help:
 	@echo 'make demo           a three-node cluster on loopback behind one endpoint; Ctrl-C stops it'
@@ -39,13 +39,16 @@ build: set-up
 TEST = cargo test --workspace --locked
 test: set-up-wishes
 	$(TEST) --no-run
-	@scripts/in-memory $(MAKE) --no-print-directory -j3 test-part-1 test-part-2 test-part-3
+	@scripts/in-memory $(MAKE) --no-print-directory -j4 $(PARTS)
 
-test-part-1: PART = --lib --bins --test '[abceg-o]*'
+PARTS = test-part-1 test-part-2 test-part-3 test-part-4
+test-part-1: PART = --lib --bins --test '[abceg-m]*'
 test-part-2: PART = --test '[dfr]*'
-test-part-3: PART = --test '[!a-or]*'
-test-part-1 test-part-2 test-part-3: SHELL = /bin/bash
-test-part-1 test-part-2 test-part-3:
+test-part-3: PART = --test '[!a-mrs]*' --test 's[!i]*'
+test-part-4: PART = --test 'si*'
+test-part-4: TEST := nice -n 10 $(TEST)
+$(PARTS): SHELL = /bin/bash
+$(PARTS):
 	@set -o pipefail; $(TEST) $(PART) -- --test-threads=1 2>&1 | sed -u 's/^/$(@:test-part-%=%): /'
 
 # The same against majors that the distribution does not have; see scripts/majors for where they come from.
@@ -54,7 +57,7 @@ test-majors: set-up-tests
 	@for major in $(MAJORS); do bin=$$(scripts/majors target/majors $$major) && PGTENURE_TEST_PG_BIN=$$bin \
 	  $(MAKE) --no-print-directory test || exit 1; done
 
-# What `make test` does at every fifth byte and some seeded places, at every byte.
+# What `make test` does at every ninth byte and some seeded places, at every byte.
 DIFFERENTIAL = cargo test --locked -p proxy --test differential -- --test-threads=1
 differential: set-up-tests
 	$(call KEEP,differential,PGTENURE_DIFFERENTIAL=full $(DIFFERENTIAL) --nocapture)

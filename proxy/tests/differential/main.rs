@@ -115,7 +115,7 @@ fn scripts_are_answered_alike_however_they_are_cut() {
                 }
             }
         };
-        cut("transaction", &mut pair.proxied(), if full() { 1 } else { 6 });
+        cut("transaction", &mut pair.proxied(), if full() { 1 } else { 9 });
         cut("session", &mut by_session, if full() { 1 } else { 50 });
     }
     assert!(wrong.is_empty(), "{} scripts differ:\n{}", wrong.len(), wrong.join("\n\n"));
