@@ -42,6 +42,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Requests of one client that are waited for at most; who asks for more is told at once that it is done.
 const MAX_WAITERS: usize = 64;
 
+/// Lost requests for one server whose end is waited for at most: while so many may still hit it none more is sent.
+const MAX_LATE: u32 = 4;
+
 /// Those whose connections stay open until their request has been acted on, as PostgreSQL keeps them: a client that
 /// has seen the end of one may send its next statement without fear. They are told when this is dropped.
 #[derive(Debug, Default)]
@@ -119,6 +122,11 @@ impl Cancels {
     /// May one whose end is waited for hit what a session sends that keeps the server?
     pub fn in_the_way(&self) -> bool {
         self.running.get() + self.late.get() > 0
+    }
+
+    /// Are so many of them waited for that one more would be of no use?
+    pub fn crowded(&self) -> bool {
+        self.late.get() >= MAX_LATE
     }
 
     /// Does a session, or what goes on in its place, keep the server?
@@ -280,7 +288,10 @@ mod tests {
         drop(server);
         assert!(!first.is_kept());
         second.end();
+        assert!(!first.crowded());
+        (1..MAX_LATE).for_each(|_| first.begin().be_late());
+        assert!(first.crowded());
         first.late.set(0);
-        assert!(!first.in_the_way());
+        assert!(!first.in_the_way() && !first.crowded());
     }
 }

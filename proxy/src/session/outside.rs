@@ -232,7 +232,8 @@ impl Session {
         if self.relay.hiding() {
             return self.cancel_hidden(waiters);
         }
-        if !self.relay.busy() {
+        // Nothing runs there, and what is held behind a request is not stopped by another.
+        if !self.relay.busy() || self.cancelling && self.relay.pending() == 0 {
             return;
         }
         // A COMMIT that waits for its standby must not be told to stop waiting.
@@ -275,7 +276,7 @@ impl Session {
 
     /// A cancel request goes on to the server. Until that has acted on it, nothing new is sent there: it would be hit.
     pub(super) fn forward_cancel(&mut self, waiters: Waiters) {
-        let Some(server) = &self.server else { return };
+        let Some(server) = self.server.as_ref().filter(|server| !server.cancels.crowded()) else { return };
         let (peer, key, limit) = (server.meta.peer, server.meta.key, self.w.config().connect_timeout);
         // Counted before the task runs: the server may be given back before that.
         let way = cancel::Way { worker: self.w.clone(), host: server.meta.host.clone(), peer };
