@@ -35,7 +35,8 @@ build: set-up
 
 # The tests start the program itself, which is built with them: built before and alone, with fewer features of what it depends
 # on, half of that would be built twice. Much of it is waiting, so three parts of them run at once, by their first letters and
-# about as long as each other; within each part the clusters take turns.
+# about as long as each other; within each part the clusters take turns. The simulator, which waits for nothing, has what they
+# leave: it is a part of low priority.
 TEST = cargo test --workspace --locked
 test: set-up-wishes
 	$(TEST) --no-run
