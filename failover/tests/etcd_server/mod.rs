@@ -60,7 +60,7 @@ impl Etcd {
             .args(["--listen-peer-urls", &member.peer, "--initial-advertise-peer-urls", &member.peer])
             // A disk that stalls is to cost no leader its place; of members that are killed, what they wrote stays.
             .args(["--initial-cluster", &self.cluster, "--unsafe-no-fsync"])
-            .args(["--heartbeat-interval", "100", "--election-timeout", "1000"])
+            .args(["--heartbeat-interval", "100", "--election-timeout", "1000", "--pre-vote"])
             .args(&self.more)
             .stdout(Stdio::null())
             .stderr(log)

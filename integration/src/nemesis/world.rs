@@ -221,7 +221,8 @@ impl World {
         let (dir, ip) = (self.scratch.dir(&dir), address(host));
         let mut command = self.sandbox.command(host, Path::new("/usr/bin/env"), false);
         command.args(["-u", "ETCD_NAME", "etcd", "--name", host, "--data-dir"]).arg(dir.join("data"));
-        command.args(["--heartbeat-interval", "100", "--election-timeout", "1000"]);
+        // Else a member that comes back behind a partition ends the leader's term: seconds without a leader, once more.
+        command.args(["--heartbeat-interval", "100", "--election-timeout", "1000", "--pre-vote"]);
         for (option, port) in [("client-urls", 2379), ("peer-urls", 2380)] {
             command.arg(format!("--listen-{option}")).arg(format!("http://{ip}:{port}"));
         }
