@@ -37,7 +37,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Play a scenario. A world that a run did not leave well is not used again, and its files are kept.
+    /// Play a scenario. A world that a run did not leave well is not used again, and its files are kept; of one that goes on
+    /// behind a run that did not hold, the logs.
     ///
     /// # Errors
     /// When the run could not be judged. That the cluster does not come back is among the reasons.
@@ -59,7 +60,10 @@ impl Session {
             None => attempt(|| Ok(World::start(wanted)))?,
         };
         let result = attempt(|| run(&mut world, scenario, seed));
-        if result.as_ref().is_ok_and(Verdict::left_well) {
+        if let Some(verdict) = result.as_ref().ok().filter(|verdict| verdict.left_well()) {
+            if !verdict.broken.is_empty() {
+                eprintln!("{} seed {seed}: the logs are kept in {}", scenario.name, keep_logs(&world, scenario, seed));
+            }
             self.world = Some(world).filter(|_| !scenario.needs.contains(&Need::OwnWorld));
         } else {
             world.scratch().keep_files();
@@ -68,6 +72,19 @@ impl Session {
         }
         result
     }
+}
+
+/// Copy what everything has logged so far, as the world goes on; where to.
+fn keep_logs(world: &World, scenario: &Scenario, seed: u64) -> String {
+    let to = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nemesis").join(format!("{}-{seed}", scenario.name));
+    let copied = std::fs::create_dir_all(&to).and_then(|()| {
+        for entry in std::fs::read_dir(world.scratch().path().join("log"))? {
+            let entry = entry?;
+            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+        Ok(())
+    });
+    copied.map_or_else(|e| format!("{}, not all of them: {e}", to.display()), |()| to.display().to_string())
 }
 
 /// What panics has not held, and says why.
