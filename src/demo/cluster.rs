@@ -111,6 +111,8 @@ fn etcd(ground: &Ground, ports: Ports, programs: &Programs) -> Result<Spec> {
         ("--heartbeat-interval", "50"),
         ("--election-timeout", "500"),
         ("--logger", "zap"),
+        ("--auto-compaction-mode", "periodic"),
+        ("--auto-compaction-retention", "1h"),
     ] {
         args.extend([OsString::from(key), value.into()]);
     }
