@@ -90,11 +90,11 @@ pub struct Login {
     pub username: String,
     /// From the environment, if it was set there.
     pub password: Option<Secret>,
-    /// Else from this file, read when connecting.
+    /// Else from this file, read at the start.
     pub password_file: Option<PathBuf>,
 }
 
-/// Files with certificates, read when connecting.
+/// Files with certificates, read at the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
     /// Authorities.
