@@ -95,7 +95,8 @@ KEEP = set -eu; mkdir -p target; part=$$(mktemp target/$(1).XXXXXX); trap "rm -f
 # Every driver's script against PostgreSQL and through the endpoint in both pooling modes and over TLS, and turns of every
 # driver while the primary is replaced. Versions are pinned here, in
 # integration/drivers/node/package.json and in integration/drivers/rust/Cargo.lock; JDBC's and Go's are the distribution's.
-# DRIVERS=psql,pgx runs these only.
+# DRIVERS=psql,pgx runs these only. PGTENURE_TEST_PG_BIN names another PostgreSQL, whose psql is played then; those
+# of 16 to 18 have more to play.
 DRIVERS ?=
 MATRIX = PGTENURE_DRIVERS='$(DRIVERS)' cargo run --locked -p integration --example drivers
 test-drivers: set-up-drivers

@@ -2,7 +2,8 @@
 //! transaction and by session, and must print the same each time; most do so over TLS once more. Then every driver
 //! takes turns while the primary is replaced. `make test-drivers` installs the drivers and runs this;
 //! `PGTENURE_DRIVERS` names those to run, separated by commas. A driver that is not installed is a failure, unless
-//! `PGTENURE_DRIVERS_MAY_LACK=1` says that it need not be.
+//! `PGTENURE_DRIVERS_MAY_LACK=1` says that it need not be. The servers, and psql, are those of `PGTENURE_TEST_PG_BIN` where
+//! that is set, and over TLS nothing is run where they are built without it.
 //!
 //! A script connects as the environment says (PGHOST, PGPORT, PGUSER, PGPASSWORD, PGDATABASE, PGSSLMODE, PGSSLROOTCERT)
 //! and prints what it sees, a line per step; what differs between any two connections to one server is left out, or
@@ -19,6 +20,7 @@ use authority::Authority;
 use integration::client::Target;
 use integration::cluster::Cluster;
 use integration::config_file::Options;
+use integration::postgres::bin_dir;
 use places::{DRIVERS, Places, WITHOUT_TLS};
 use script::{Login, differences, run};
 use std::path::{Path, PathBuf};
@@ -35,27 +37,32 @@ struct Matrix {
     endpoint: Target,
     server: Target,
     primary: String,
+    /// The servers and their psql have it.
+    tls: bool,
 }
 
 impl Matrix {
     fn start() -> Self {
-        let authority = Authority::new();
+        let (authority, tls) = (Authority::new(), has_tls());
         let [cert, key, ca] =
             ["server.crt", "server.key", "ca.crt"].map(|name| authority.path(name).display().to_string());
-        let proxy = format!(
+        let mut proxy = format!(
             "pool_size = 20\n\n[proxy.databases.app_session]\ndbname = \"app\"\npool_mode = \"session\"\n\n\
              [proxy.databases.app_tls]\ndbname = \"app\"\n\n\
              [proxy.auth]\nrules = [\"hostnossl app_tls all all reject\", \"host all all all scram-sha-256\"]\n\n\
-             [proxy.tls]\nmode = \"allow\"\ncert = \"{cert}\"\nkey = \"{key}\"\n\n\
-             [proxy.server_tls]\nmode = \"verify-full\"\nca = \"{ca}\"\n"
+             [proxy.tls]\nmode = \"allow\"\ncert = \"{cert}\"\nkey = \"{key}\"\n"
         );
-        let parameters = format!("ssl = \"on\"\nssl_cert_file = \"{cert}\"\nssl_key_file = \"{key}\"\n");
+        let mut parameters = String::new();
+        if tls {
+            proxy += &format!("\n[proxy.server_tls]\nmode = \"verify-full\"\nca = \"{ca}\"\n");
+            parameters = format!("ssl = \"on\"\nssl_cert_file = \"{cert}\"\nssl_key_file = \"{key}\"\n");
+        }
         // The options of all tests are written in their text; these name files, and live as long as this program.
         let (proxy, parameters) = (proxy.leak(), parameters.leak());
         let cluster = Cluster::start(&Options { proxy, parameters, ..Options::default() });
         let primary = cluster.active().primary;
         let (endpoint, server) = (cluster.target(), cluster.node_target(&primary));
-        Self { cluster, authority, endpoint, server, primary }
+        Self { cluster, authority, endpoint, server, primary, tls }
     }
 
     /// A driver's script through the endpoint by each name of the database, next to the server itself. Is all equal?
@@ -73,7 +80,7 @@ impl Matrix {
             .map(|(database, printed)| (database, differences(&direct, &printed)))
             .into();
         let mut failures = direct.failure();
-        if !WITHOUT_TLS.contains(&name) {
+        if self.tls && !WITHOUT_TLS.contains(&name) {
             let direct = print(&self.server, &self.server.database, None, Some(&ca));
             failures.extend(direct.failure());
             runs.push((tls, differences(&direct, &print(&self.endpoint, tls, None, Some(&ca)))));
@@ -89,6 +96,14 @@ impl Matrix {
         }
         failures.is_empty() && runs.iter().all(|(_, differ)| differ.is_empty())
     }
+}
+
+/// Are the servers, and psql, built with it? Only those that were asked for may be without.
+fn has_tls() -> bool {
+    let program = std::fs::read(bin_dir().join("postgres")).expect("the server can be read");
+    let has = program.windows(6).any(|bytes| bytes == b"libssl");
+    assert!(has || std::env::var_os("PGTENURE_TEST_PG_BIN").is_some(), "nothing shows that PostgreSQL has TLS");
+    has
 }
 
 fn main() -> ExitCode {

@@ -26,7 +26,7 @@ pub struct Printed {
 }
 
 impl Printed {
-    /// The driver's version, which every script prints first, except psql's.
+    /// The driver's version, which every script prints first.
     pub fn version(&self) -> String {
         let first = self.lines.first().map_or("", String::as_str);
         let found = first.strip_prefix("[\"version\"").map(|rest| rest.trim_matches(|c: char| " ,\"]".contains(c)));

@@ -1,5 +1,5 @@
-//! Every driver takes turns through the endpoint while the primary is replaced: a write, a transaction, a read of the
-//! last one written, over and over on one connection.
+//! Every driver takes turns through the endpoint while the primary is replaced, pooling by transaction and by session: a
+//! write, a transaction, a read of the last one written, over and over on one connection.
 //!
 //! A turn's line is `ok N KIND`, `error N KIND SQLSTATE MESSAGE`, or `missing N KIND` for a read that did not see the
 //! session's own write; `closed` says that the driver had to connect again. In a switchover nothing but `ok` may be
@@ -141,23 +141,29 @@ impl Event {
     }
 }
 
+/// The names of the database by which they are taken, and how that pools.
+const POOLING: [(&str, &str); 2] = [("app", "transaction"), ("app_session", "session")];
+
 /// Run them all, those that are `wanted`, and print a table. How many failed.
 pub fn run(cluster: &Cluster, places: &Places, wanted: impl Fn(&str) -> bool) -> usize {
     let mut client = cluster.connect();
     let table = "create table matrix_turns(driver text, turn int, primary key (driver, turn))";
     client.query(table).expect("a table for the turns");
     client.terminate();
-    println!("\n{:<16}{:<12}{:>6}{:>9}  errors by SQLSTATE", "driver", "primary", "turns", "longest");
+    let (pooling, primary) = ("pooling", "primary");
+    println!("\n{:<16}{pooling:<12}{primary:<12}{:>6}{:>9}  errors by SQLSTATE", "driver", "turns", "longest");
     let mut failed = 0;
-    for (event, called) in [(Event::Switchover, "switched"), (Event::Kill, "killed")] {
-        for (name, mut seen) in round(cluster, places, &wanted, event) {
+    let events = [(Event::Switchover, "switched"), (Event::Kill, "killed")];
+    for ((database, pooling), (event, called)) in POOLING.into_iter().flat_map(|by| events.map(|event| (by, event))) {
+        for (name, mut seen) in round(cluster, places, &wanted, (database, event)) {
             if event == Event::Switchover && !seen.by_sqlstate.is_empty() {
                 seen.wrong.push("a switchover shows no errors".to_owned());
             }
             seen.wrong.extend(promises(cluster, name, &seen));
             let errors: Vec<String> = seen.by_sqlstate.iter().map(|(state, n)| format!("{state} {n}")).collect();
             let longest = seen.longest.as_millis();
-            println!("{name:<16}{called:<12}{:>6}{longest:>6} ms  {}", seen.turns, errors.join(", "));
+            let errors = errors.join(", ");
+            println!("{name:<16}{pooling:<12}{called:<12}{:>6}{longest:>6} ms  {errors}", seen.turns);
             seen.wrong.iter().take(crate::SHOWN).for_each(|line| println!("    {line}"));
             failed += usize::from(!seen.wrong.is_empty());
         }
@@ -171,12 +177,12 @@ fn round(
     cluster: &Cluster,
     places: &Places,
     wanted: &impl Fn(&str) -> bool,
-    event: Event,
+    (database, event): (&str, Event),
 ) -> Vec<(&'static str, Seen)> {
     let (target, stop) = (cluster.target(), places.scratch.join("stop"));
     let _ = std::fs::remove_file(&stop);
     cluster.connect().query("truncate matrix_turns").expect("the table is emptied");
-    let login = Login { target: &target, database: "app", primary: None, authority: None };
+    let login = Login { target: &target, database, primary: None, authority: None };
     let started = TURNS.into_iter().filter(|(name, _)| wanted(name)).filter_map(|(name, make)| {
         let command = make(places)?;
         Some(Taking::start(name, command, &login, &stop))

@@ -1,4 +1,5 @@
 -- Every command of psql that a script can give and that says the same each time, over objects of every kind.
+\echo ["version", :VERSION_NAME
 \cd :scratch
 \pset pager off
 \qecho every command of psql
@@ -333,6 +334,18 @@ select 1 as a;
 \C
 \h nothing_like_it
 \g
+\echo ==== what newer ones have
+\cd :scratch
+select :VERSION_NUM >= 160000 as of_16, :VERSION_NUM >= 170000 as of_17, :VERSION_NUM >= 180000 as of_18 \gset
+\if :of_16
+\ir of_16.sql
+\endif
+\if :of_17
+\ir of_17.sql
+\endif
+\if :of_18
+\ir of_18.sql
+\endif
 \echo ==== connections
 \c
 set search_path = matrix_psql, public;

@@ -1,3 +1,4 @@
+\echo ["version", :VERSION_NAME
 \pset pager off
 \set VERBOSITY verbose
 \set SHOW_CONTEXT errors
