@@ -19,6 +19,10 @@ use std::time::Duration;
 const HOSTS: [(&str, u8); 5] = [("n1", 1), ("n2", 2), ("n3", 3), ("p1", 11), ("p2", 12)];
 /// The clients' and the operators' side: the bridge itself. What reaches it is never dropped.
 const CLIENTS: &str = "10.77.0.254";
+/// Its own address on the wire. Without one a bridge takes the least of its ports', and so another when a port comes or goes:
+/// what hosts send there would be lost until they ask for it anew, half a minute later.
+const CLIENTS_MAC: &str = "02:00:00:00:00:fe";
+
 /// How `ip` calls a port's bridge: not a word of ours.
 pub(super) const BRIDGED_TO: &str = concat!("mas", "ter");
 /// Says to the program that it is inside.
@@ -83,7 +87,7 @@ impl Sandbox {
         assert!(inside(), "hosts are only made inside namespaces of our own");
         let mut script = format!(
             "set -e\nip link set lo up\nmkdir -p /run/netns\nmount -t tmpfs none /run/netns\n\
-             ip link add hosts type bridge\nip addr add {CLIENTS}/24 dev hosts\nip link set hosts up\n"
+             ip link add hosts address {CLIENTS_MAC} type bridge\nip addr add {CLIENTS}/24 dev hosts\nip link set hosts up\n"
         );
         for (host, _) in HOSTS {
             let ip = address(host);
