@@ -2,19 +2,20 @@
 //!
 //! The next process, started with `--takeover`, connects to `process.handover_socket` of the one that runs and is sent
 //! copies of its listening sockets, and what operators have ordered it. It starts its roles on them and says so when they are
-//! ready; only then does the old one stop accepting. Until it has let its clients go, it is sent the cancel requests that
-//! reach the new one.
+//! ready; only then does the old one stop accepting. Until it has let its clients go, it is sent the cancel requests and the
+//! orders of operators that reach the new one.
 //!
 //! On the socket: names as JSON and a line end, with the descriptors (SCM_RIGHTS), from the old one; `ready` and a line
 //! end from the new one, and then two frames for each cancel request: its number and a zero byte; process number, length of the
-//! secret, the secret. The old one says the number when that has been acted on. One that knows nothing of numbers takes such
+//! secret, the secret. The old one says the number when that has been acted on. An order has the process number of nobody,
+//! zero, and its text in the secret's place; the number's highest bit says that it was not carried out. One that knows nothing of numbers takes such
 //! a frame for the key of nobody, and is asked for no number by one that knows nothing of them. A new one that ends before
 //! `ready` changes nothing, and one that stands still keeps no other from taking over.
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recv, recvmsg, sendmsg};
 use proxy::inherit::Named;
-use proxy::{CancelKey, CancelSecret, Control, PassedCancel};
+use proxy::{CancelKey, CancelSecret, Control, Obeying, Passed, PassedCancel, PassedOrder};
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::net::TcpListener;
@@ -40,8 +41,10 @@ const MAX_ASKED: usize = 8;
 const MAX_SOCKETS: usize = 32;
 /// Bytes of their names.
 const MAX_NAMES: usize = 8192;
-/// Cancel requests on their way to the old process, and those that it has not acted on yet.
+/// Cancel requests and orders on their way to the old process, and those that it has not acted on yet.
 const CANCELS: usize = 256;
+/// An order of that number was not carried out.
+const REFUSED: u32 = 1 << 31;
 const READY: &[u8] = b"ready\n";
 
 /// The name of the admin HTTP's socket.
@@ -137,7 +140,7 @@ impl Predecessor {
         recv(self.stream.as_raw_fd(), &mut [0], flags) == Ok(0) && StdStream::connect(&self.path).is_ok()
     }
 
-    /// Let the old process stop accepting, begin to accept, and pass cancel requests on for as long as it lives.
+    /// Let the old process stop accepting, begin to accept, and pass cancel requests and orders on for as long as it lives.
     ///
     /// # Errors
     /// It has gone: there is nobody to pass anything to. This process accepts all the same.
@@ -150,42 +153,63 @@ impl Predecessor {
         let stream = UnixStream::from_std(self.stream)?;
         let (to, requests) = mpsc::channel(CANCELS);
         if let Some(proxy) = proxy {
-            proxy.pass_cancels(to);
+            proxy.pass_on(to);
         }
         tokio::spawn(pass_on(stream, requests));
         Ok(())
     }
 }
 
-/// Pass cancel requests on to the old process, until it has gone; then nobody takes them any more. Who waits for one is told
-/// when that process says its number.
-async fn pass_on(stream: UnixStream, mut requests: mpsc::Receiver<PassedCancel>) {
+/// Who waits for the old process to say a number.
+#[derive(Default)]
+struct Waiting {
+    cancels: BTreeMap<u32, oneshot::Sender<()>>,
+    orders: BTreeMap<u32, oneshot::Sender<bool>>,
+    /// Has it said any? One of an earlier version says none.
+    says: bool,
+}
+
+/// Pass cancel requests and orders on to the old process, until it has gone; then nobody takes them any more. Who waits for one
+/// is told when that process says its number.
+async fn pass_on(stream: UnixStream, mut requests: mpsc::Receiver<Passed>) {
     let (mut from, mut to) = stream.into_split();
-    // And has it said any? One of an earlier version says none.
-    let waiting = Mutex::new((BTreeMap::new(), false));
+    let waiting = Mutex::new(Waiting::default());
     let lock = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
     let told = async {
         let mut number = [0; 4];
         while from.read_exact(&mut number).await.is_ok() {
-            let (waiting, says) = &mut *lock();
-            *says = true;
-            waiting.remove(&u32::from_be_bytes(number));
+            let number = u32::from_be_bytes(number);
+            let waiting = &mut *lock();
+            waiting.says = true;
+            waiting.cancels.remove(&number);
+            if let Some(done) = waiting.orders.remove(&(number & !REFUSED)) {
+                let _ = done.send(number & REFUSED == 0);
+            }
         }
     };
     let passing = async {
         let (mut number, mut silent) = (0u32, false);
-        while let Some(PassedCancel { key, done }) = requests.recv().await {
-            number = number.wrapping_add(1);
-            {
-                let (waiting, says) = &mut *lock();
-                let before = waiting.len();
-                waiting.retain(|_, done: &mut oneshot::Sender<()>| !done.is_closed());
-                silent = !*says && (silent || waiting.len() < before);
-                if waiting.len() < CANCELS && !silent {
-                    waiting.insert(number, done);
+        while let Some(passed) = requests.recv().await {
+            number = number.wrapping_add(1) & !REFUSED;
+            let frames = match passed {
+                Passed::Cancel(PassedCancel { key, done }) => {
+                    let Waiting { cancels, says, .. } = &mut *lock();
+                    let before = cancels.len();
+                    cancels.retain(|_, done| !done.is_closed());
+                    silent = !*says && (silent || cancels.len() < before);
+                    if cancels.len() < CANCELS && !silent {
+                        cancels.insert(number, done);
+                    }
+                    frames(number, key.pid, key.secret.as_bytes())
                 }
-            }
-            if to.write_all(&frames(number, &key)).await.is_err() {
+                Passed::Order(PassedOrder { text, done }) => {
+                    let orders = &mut lock().orders;
+                    orders.retain(|_, done| !done.is_closed());
+                    orders.insert(number, done);
+                    frames(number, NOBODY, text.as_bytes())
+                }
+            };
+            if to.write_all(&frames).await.is_err() {
                 return;
             }
         }
@@ -196,9 +220,12 @@ async fn pass_on(stream: UnixStream, mut requests: mpsc::Receiver<PassedCancel>)
     }
 }
 
-fn frames(number: u32, key: &CancelKey) -> Vec<u8> {
-    let secret = key.secret.as_bytes();
-    [&number.to_be_bytes()[..], &[0], &key.pid.to_be_bytes(), &[secret.len() as u8], secret].concat()
+/// The process number of an order.
+const NOBODY: u32 = 0;
+
+fn frames(number: u32, pid: u32, secret: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(secret.len()).expect("secrets and orders are no longer");
+    [&number.to_be_bytes()[..], &[0], &pid.to_be_bytes(), &[len], secret].concat()
 }
 
 /// Where the next process asks.
@@ -280,10 +307,12 @@ async fn ready(mut stream: UnixStream) -> Result<UnixStream> {
     Ok(stream)
 }
 
-/// Carry out the cancel requests that the next process passes on, until it ends, and tell it when each has been acted on.
-pub async fn serve_cancels<F>(stream: UnixStream, cancel: impl Fn(CancelKey) -> F)
+/// Carry out the cancel requests and orders that the next process passes on, until it ends, and tell it when each has been acted
+/// on. The next is read when `order` has returned.
+pub async fn serve<F, O>(stream: UnixStream, cancel: impl Fn(CancelKey) -> F, order: impl Fn(Vec<u8>) -> O)
 where
     F: Future<Output = ()> + Send + 'static,
+    O: Future<Output = Obeying>,
 {
     let (mut from, mut to) = stream.into_split();
     let (acted, mut over) = mpsc::channel::<u32>(CANCELS);
@@ -299,13 +328,24 @@ where
                 number = Some(word);
                 continue;
             }
-            let Some(secret) = CancelSecret::new(secret) else { continue };
-            let request = cancel(CancelKey { pid: word, secret });
+            let acting: Obeying = if word == NOBODY {
+                order(secret.to_vec()).await
+            } else if let Some(secret) = CancelSecret::new(secret) {
+                let request = cancel(CancelKey { pid: word, secret });
+                Box::pin(async {
+                    request.await;
+                    true
+                })
+            } else {
+                continue;
+            };
             // What is beyond as many as the next process waits for is carried out all the same.
-            let Some((number, acted)) = number.take().zip(acted.clone().try_reserve_owned().ok()) else { continue };
+            let told = number.take().zip(acted.clone().try_reserve_owned().ok());
             tokio::spawn(async move {
-                request.await;
-                acted.send(number);
+                let done = acting.await;
+                if let Some((number, acted)) = told {
+                    acted.send(if done { number } else { number | REFUSED });
+                }
             });
         }
     };
@@ -326,6 +366,10 @@ where
 mod tests {
     use super::*;
     use std::net::TcpStream;
+
+    async fn unordered(_: Vec<u8>) -> Obeying {
+        panic!("nobody orders anything")
+    }
 
     #[tokio::test]
     async fn a_socket_and_who_waits_in_its_queue_reach_the_next_process() {
@@ -377,16 +421,20 @@ mod tests {
         let (to, requests) = mpsc::channel(1);
         let passing = tokio::spawn(pass_on(ours, requests));
         let (came, mut seen) = mpsc::channel(1);
-        let serving = tokio::spawn(serve_cancels(theirs, move |key| {
-            let (act, told) = oneshot::channel::<()>();
-            came.try_send((key, act)).unwrap();
-            async move { drop(told.await) }
-        }));
+        let serving = tokio::spawn(serve(
+            theirs,
+            move |key| {
+                let (act, told) = oneshot::channel::<()>();
+                came.try_send((key, act)).unwrap();
+                async move { drop(told.await) }
+            },
+            unordered,
+        ));
         let mut asked = Vec::new();
         for (pid, secret) in [(7, vec![1, 2, 3, 4]), (0x0102_0304, (10..42).collect()), (7, vec![1, 2, 3, 4])] {
             let key = CancelKey { pid, secret: CancelSecret::new(&secret).unwrap() };
             let (done, over) = oneshot::channel();
-            to.send(PassedCancel { key, done }).await.unwrap();
+            to.send(Passed::Cancel(PassedCancel { key, done })).await.unwrap();
             let (there, act) = seen.recv().await.unwrap();
             assert_eq!(there, key);
             asked.push((act, over));
@@ -408,17 +456,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_order_is_over_when_the_old_process_says_what_came_of_it() {
+        let (theirs, ours) = UnixStream::pair().unwrap();
+        let (to, requests) = mpsc::channel(1);
+        tokio::spawn(pass_on(ours, requests));
+        let order = |text: Vec<u8>| std::future::ready(Box::pin(std::future::ready(text == b"good")) as Obeying);
+        let serving = tokio::spawn(serve(theirs, |_| std::future::ready(()), order));
+        for (text, want) in [("good", Ok(true)), ("bad", Ok(false)), ("good", Ok(true))] {
+            let (done, told) = oneshot::channel();
+            to.send(Passed::Order(PassedOrder { text: text.to_owned(), done })).await.unwrap();
+            assert_eq!(told.await, want, "{text}");
+        }
+        serving.abort();
+        let (done, told) = oneshot::channel();
+        // It may be taken before it is noticed that nobody is there.
+        let _ = to.send(Passed::Order(PassedOrder { text: "good".to_owned(), done })).await;
+        assert!(told.await.is_err());
+    }
+
+    #[tokio::test]
     async fn a_next_process_that_gives_no_numbers_is_told_none() {
         let (theirs, mut ours) = UnixStream::pair().unwrap();
         let (came, mut seen) = mpsc::channel(1);
-        tokio::spawn(serve_cancels(theirs, move |key| {
-            came.try_send(key).unwrap();
-            async {}
-        }));
+        tokio::spawn(serve(
+            theirs,
+            move |key| {
+                came.try_send(key).unwrap();
+                async {}
+            },
+            unordered,
+        ));
         let key = CancelKey { pid: 7, secret: CancelSecret::new(&[1, 2, 3, 4]).unwrap() };
-        ours.write_all(&frames(0, &key)[5..]).await.unwrap();
+        ours.write_all(&frames(0, key.pid, key.secret.as_bytes())[5..]).await.unwrap();
         assert_eq!(seen.recv().await, Some(key));
-        ours.write_all(&frames(9, &key)).await.unwrap();
+        ours.write_all(&frames(9, key.pid, key.secret.as_bytes())).await.unwrap();
         let mut number = [0; 4];
         ours.read_exact(&mut number).await.unwrap();
         assert_eq!((seen.recv().await, u32::from_be_bytes(number)), (Some(key), 9));
@@ -432,10 +503,10 @@ mod tests {
         let key = CancelKey { pid: 7, secret: CancelSecret::new(&[1, 2, 3, 4]).unwrap() };
         let ask = || {
             let (done, over) = oneshot::channel();
-            to.try_send(PassedCancel { key, done }).unwrap();
+            to.try_send(Passed::Cancel(PassedCancel { key, done })).unwrap();
             over
         };
-        let mut frames = vec![0; frames(0, &key).len()];
+        let mut frames = vec![0; frames(0, key.pid, key.secret.as_bytes()).len()];
         let (mut from, mut says) = theirs.into_split();
         let mut first = ask();
         from.read_exact(&mut frames).await.unwrap();

@@ -157,8 +157,12 @@ async fn run_until_asked(
                 info!("the next process has taken over, letting clients finish");
                 if let Some(proxy) = &proxy {
                     proxy.retire();
-                    let proxy = proxy.clone();
-                    tokio::spawn(handover::serve_cancels(stream, move |key| proxy.cancel(key)));
+                    let (proxy, ordered) = (proxy.clone(), proxy.clone());
+                    let order = move |text: Vec<u8>| {
+                        let proxy = ordered.clone();
+                        async move { proxy.obey(&text).await }
+                    };
+                    tokio::spawn(handover::serve(stream, move |key| proxy.cancel(key), order));
                 }
                 // Whoever asks for admin pages is answered by the next process.
                 if let Some(desk) = desk {

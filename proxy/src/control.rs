@@ -5,6 +5,7 @@ use crate::auth::userlist::LoadUserlistError;
 use crate::auth::users::Users;
 use crate::config::{Config, reload};
 pub use crate::console::command::Wait;
+use crate::elder::{self, Passed};
 use crate::explain::{self, ExplainError, Explained};
 use crate::inherit::{self, Listening, Named};
 use crate::session::peers;
@@ -65,6 +66,15 @@ pub struct PassedCancel {
     pub done: oneshot::Sender<()>,
 }
 
+/// An order on its way to the process before this one.
+#[derive(Debug)]
+pub struct PassedOrder {
+    /// What [`Control::obey`] reads, 255 bytes at most.
+    pub text: String,
+    /// Told whether it was carried out; dropped when that process has gone.
+    pub done: oneshot::Sender<bool>,
+}
+
 /// A hold on a running proxy.
 #[derive(Clone)]
 pub struct Control {
@@ -98,6 +108,7 @@ impl Control {
             self.shared.lookups.forget();
         }
         self.shared.config.send_replace(new);
+        elder::reload(&self.shared);
         Ok(())
     }
 
@@ -136,8 +147,8 @@ impl Control {
         self.shared.cancel(key, self.shared.config.borrow().connect_timeout)
     }
 
-    /// Pass cancel requests on to the process before this one. Ends when that process has gone and `to` is closed.
-    pub fn pass_cancels(&self, to: mpsc::Sender<PassedCancel>) {
+    /// Pass cancel requests and orders on to the process before this one. Ends when that process has gone and `to` is closed.
+    pub fn pass_on(&self, to: mpsc::Sender<Passed>) {
         *self.shared.elder.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
     }
 

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod config;
 pub mod console;
 mod control;
+mod elder;
 pub mod explain;
 pub mod http;
 pub mod inherit;
@@ -28,5 +29,6 @@ pub mod wire;
 pub mod worker;
 
 pub use auth::cancel_keys::Secret as CancelSecret;
-pub use control::{CancelKey, Control, PassedCancel, ProcessOrder, Refused, Reloaded, Wait};
+pub use control::{CancelKey, Control, PassedCancel, PassedOrder, ProcessOrder, Refused, Reloaded, Wait};
+pub use elder::{Obeying, Passed};
 pub use listener::{AskSample, Handle, Inputs, StartError, start, take_over};

@@ -8,7 +8,7 @@ use proxy::inherit::Inherited;
 use proxy::pool::view::ServerState;
 use proxy::pool::{Order, Scope};
 use proxy::wire::startup::cancel_request;
-use proxy::{Control, PassedCancel};
+use proxy::{Control, Passed, PassedCancel, PassedOrder};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -46,7 +46,7 @@ fn succeed(cluster: &mut Cluster, config: &proxy::config::Config) -> Elder {
     let next = proxy::take_over(config, inputs, &prometheus::Registry::new(), inherited).expect("the next one starts");
     next.control().begin_accepting();
     let ((to, requests), (ends, ended)) = (mpsc::channel(16), oneshot::channel());
-    next.control().pass_cancels(to);
+    next.control().pass_on(to);
     let elder = control.clone();
     let relay = std::thread::spawn(move || runtime().block_on(relay(elder, requests, ended)));
     control.stop_accepting();
@@ -55,16 +55,22 @@ fn succeed(cluster: &mut Cluster, config: &proxy::config::Config) -> Elder {
     Elder { handle: before, ends, relay }
 }
 
-async fn relay(elder: Control, mut requests: mpsc::Receiver<PassedCancel>, mut ended: oneshot::Receiver<()>) {
+async fn relay(elder: Control, mut requests: mpsc::Receiver<Passed>, mut ended: oneshot::Receiver<()>) {
     loop {
         tokio::select! {
-            Some(PassedCancel { key, done }) = requests.recv() => {
-                let acted = elder.cancel(key);
-                tokio::spawn(async move {
-                    acted.await;
-                    drop(done);
-                });
-            }
+            Some(passed) = requests.recv() => match passed {
+                Passed::Cancel(PassedCancel { key, done }) => {
+                    let acted = elder.cancel(key);
+                    tokio::spawn(async move {
+                        acted.await;
+                        drop(done);
+                    });
+                }
+                Passed::Order(PassedOrder { text, done }) => {
+                    let obeying = elder.obey(text.as_bytes()).await;
+                    tokio::spawn(async move { done.send(obeying.await) });
+                }
+            },
             _ = &mut ended => return,
         }
     }
@@ -179,8 +185,8 @@ fn a_cancel_request_is_over_when_the_process_before_has_acted_on_it() {
     let mut sleeper = Raw::login(port, &[]);
     let elder = succeed(&mut cluster, &config);
     let (to, mut requests) = mpsc::channel(1);
-    cluster.handle.as_ref().expect("it runs").control().pass_cancels(to);
-    let (client, told, PassedCancel { key, done }) = loop {
+    cluster.handle.as_ref().expect("it runs").control().pass_on(to);
+    let (client, told, Passed::Cancel(PassedCancel { key, done })) = (loop {
         sleep(&cluster, &mut sleeper, 60);
         let (over, told) = std::sync::mpsc::sync_channel(1);
         let key = sleeper.key;
@@ -197,6 +203,8 @@ fn a_cancel_request_is_over_when_the_process_before_has_acted_on_it() {
             break (client, told, passed);
         }
         sleeper.until_ready();
+    }) else {
+        panic!("nobody has ordered anything")
     };
     runtime().block_on(elder.handle.control().cancel(key));
     let answer = sleeper.until_ready().join(" ");
@@ -206,6 +214,43 @@ fn a_cancel_request_is_over_when_the_process_before_has_acted_on_it() {
     told.recv_timeout(common::DEADLINE).expect("it is told");
     client.join().expect("the endpoint closes");
     elder.end();
+}
+
+#[test]
+fn orders_hold_for_the_clients_of_the_process_before() {
+    let mut typed = None;
+    let mut cluster = Cluster::start(0, |raw| {
+        raw.listen = ([127, 0, 0, 1], common::free_port()).into();
+        typed = Some(raw.clone());
+    });
+    let config = proxy::config::check(typed.expect("the closure ran")).expect("valid");
+    let mut client = Raw::login(cluster.port, &[]);
+    let before = succeed(&mut cluster, &config);
+    let runtime = runtime();
+    let order = |cluster: &Cluster, order: Order, limit: Duration| {
+        let handle = cluster.handle.as_ref().expect("it runs");
+        runtime.block_on(handle.order(order, Scope::Database("app".to_owned()), limit))
+    };
+    client.query("begin");
+    client.query("create table ordered ()");
+    // It is not said to be paused while they write, and then nothing is.
+    let said = order(&cluster, Order::Pause, Duration::from_millis(10)).expect_err("a transaction is open").to_string();
+    assert!(said.contains("the process before this one"), "{said}");
+    assert!(client.query("commit").join(" ").contains("COMMIT"));
+    assert_eq!(client.query("select 1").len(), 4);
+    order(&cluster, Order::Pause, common::DEADLINE).expect("no transaction is open");
+    let view = runtime.block_on(before.handle.view(common::DEADLINE)).expect("the workers answer");
+    assert!(view.servers.is_empty());
+    client.write(|out| proxy::wire::frontend::write_query(out, "select 2"));
+    order(&cluster, Order::Resume, common::DEADLINE).expect("it is paused");
+    assert_eq!(client.until_ready().len(), 4);
+    order(&cluster, Order::Kill, common::DEADLINE).expect("all are ended");
+    let control = before.handle.control();
+    wait_for("the clients to have left", || (control.clients() == 0).then_some(()));
+    before.end();
+    // Nobody is asked who has gone.
+    order(&cluster, Order::Resume, common::DEADLINE).expect("it is paused");
+    assert_eq!(Raw::login(cluster.port, &[]).query("select 1").len(), 4);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Orders of an operator and questions about the pools, carried to all workers and waited for with a deadline.
 
+use crate::elder;
 use crate::pool::doors::{Order, Refusal, Scope};
 use crate::pool::view::{ServerView, View};
 use crate::worker::{Shared, ToWorker};
@@ -33,18 +34,41 @@ pub enum OrderError {
     /// Another order ended the pause that it waited in.
     #[error("it was resumed before all server connections were closed")]
     Resumed,
+    /// The process before this one has not done so in time. A pause was taken back here.
+    #[error("the process before this one, which still lets clients finish, has not carried it out: see its log")]
+    Elder,
     /// No such session.
     #[error("no such client")]
     NoClient,
 }
 
-/// Carry out an order within `limit`. [`Order::Pause`] and [`Order::Kill`] return when no server connection of these
-/// databases is left.
+/// Carry out an order within `limit`, and have the process before this one do so. [`Order::Pause`] and [`Order::Kill`] return
+/// when no server connection of these databases is left.
 ///
 /// # Errors
 /// See [`OrderError`].
 pub async fn order(shared: &Shared, order: Order, scope: Scope, limit: Duration) -> Result<(), OrderError> {
     let until = Instant::now() + limit;
+    let before = elder::order(shared, order, &scope, until).await;
+    if order == Order::Pause && before.is_err() {
+        // It may still come to it. What had been paused before stays so.
+        let paused_before = shared.doors.lock().unwrap_or_else(PoisonError::into_inner).pauses(&scope).is_some();
+        if paused_before {
+            return before;
+        }
+        let _ = elder::order(shared, Order::Resume, &scope, until).await;
+        return before;
+    }
+    here(shared, order, scope, (until, limit)).await.and(before)
+}
+
+/// [`order`], in this process only.
+pub(crate) async fn here(
+    shared: &Shared,
+    order: Order,
+    scope: Scope,
+    (until, limit): (Instant, Duration),
+) -> Result<(), OrderError> {
     let paused_before = announce(shared, order, &scope, until, limit).await?;
     if !matches!(order, Order::Pause | Order::Kill) {
         // Who waits in a pause that is over is told so.
@@ -80,6 +104,7 @@ pub async fn order(shared: &Shared, order: Order, scope: Scope, limit: Duration)
         // Another order may wait for the same pause.
         shared.limits.closed.notify_waiters();
         tell(shared, Order::Resume, &scope, until, limit).await?;
+        elder::order(shared, Order::Resume, &scope, until).await?;
     }
     Err(OrderError::StillInUse { servers, limit })
 }
@@ -91,6 +116,7 @@ pub async fn order(shared: &Shared, order: Order, scope: Scope, limit: Duration)
 /// See [`OrderError`].
 pub async fn wait_close(shared: &Shared, scope: &Scope, limit: Duration) -> Result<(), OrderError> {
     let until = Instant::now() + limit;
+    elder::wait_close(shared, scope, until).await?;
     loop {
         // Listened for before it is looked at: what closes in between is not missed.
         let mut closed = std::pin::pin!(shared.limits.closed.notified());

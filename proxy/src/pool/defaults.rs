@@ -4,7 +4,7 @@
 
 use crate::catalog::Changes;
 use crate::config::pools::Pools;
-use crate::pool::admin::order;
+use crate::pool::admin::here;
 use crate::pool::doors::{Order, Scope};
 use crate::pool::policy::dbname;
 use crate::worker::Shared;
@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::PoisonError;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How long the workers have to hear of it.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -42,7 +43,8 @@ async fn replace(shared: &Shared, at_servers: &str) {
     };
     forget(&mut shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner));
     for database in names(&pools, at_servers) {
-        match order(shared, Order::Reconnect, Scope::Database(database.clone()), LIMIT).await {
+        let limit = (Instant::now() + LIMIT, LIMIT);
+        match here(shared, Order::Reconnect, Scope::Database(database.clone()), limit).await {
             Ok(()) => tracing::info!(database, "defaults of roles or databases changed, connections are replaced"),
             Err(error) => tracing::warn!(database, %error, "connections with old defaults not replaced"),
         }

@@ -7,6 +7,7 @@ use crate::auth::users::Users;
 use crate::catalog::Catalogs;
 use crate::config::Config;
 use crate::control::{CancelKey, PassedCancel, ProcessOrder};
+use crate::elder::Passed;
 use crate::explain::Asked;
 use crate::listener::AskSample;
 use crate::metrics::{Metrics, Totals};
@@ -87,8 +88,8 @@ pub struct Shared {
     pub left: Notify,
     /// What the console asks of the process.
     pub orders: mpsc::Sender<ProcessOrder>,
-    /// The way to the process before this one, for cancel requests of clients that are still there.
-    pub elder: Mutex<Option<mpsc::Sender<PassedCancel>>>,
+    /// The way to the process before this one, for cancel requests and orders: clients of it are still there.
+    pub elder: Mutex<Option<mpsc::Sender<Passed>>>,
     /// Asks for a sample of all nodes.
     pub ask_sample: Option<AskSample>,
     /// Asks for a newer view of the cluster.
@@ -151,7 +152,7 @@ impl Shared {
             let _ = peer.try_send(ToWorker::Cancel { place, secret: key.secret, done });
         }
         if let Some(elder) = &*self.elder.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = elder.try_send(PassedCancel { key, done: passed });
+            let _ = elder.try_send(Passed::Cancel(PassedCancel { key, done: passed }));
         }
         async move {
             let acted = async {
