@@ -26,18 +26,19 @@ fn read(name: &str) -> String {
 #[test]
 fn promtool_accepts_the_configuration_and_every_alert_fires_and_does_not() {
     let dir = configs().join("prometheus");
-    for arguments in
-        [["check", "config", "prometheus.yml"], ["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]]
+    let files = ["alerts_test.yml", "alerts_hours_test.yml"];
+    for (what, of) in
+        [("check config", &["prometheus.yml"][..]), ("check rules", &["alerts.yml"]), ("test rules", &files)]
     {
-        let output = Command::new("promtool").args(arguments).current_dir(&dir).output();
+        let output = Command::new("promtool").args(what.split(' ')).args(of).current_dir(&dir).output();
         let output = output.expect("promtool is installed (Debian package prometheus)");
-        assert!(output.status.success(), "promtool {arguments:?}: {}", describe(&output));
+        assert!(output.status.success(), "promtool {what} {of:?}: {}", describe(&output));
     }
     // A test that shows an alert firing names it with labels expected; one that does not, with none.
-    let tests = read("prometheus/alerts_test.yml");
+    let tests = files.map(|file| read(&format!("prometheus/{file}"))).concat();
     for (alert, _) in alert_expressions(&read("prometheus/alerts.yml")) {
         let named = tests.matches(&format!("alertname: {alert}\n")).count();
-        assert!(named >= 2, "{alert} is named {named} times in alerts_test.yml: firing and not firing are two");
+        assert!(named >= 2, "{alert} is named {named} times in {files:?}: firing and not firing are two");
     }
 }
 
