@@ -63,26 +63,23 @@ impl World {
 
     /// A policy that protects is in force (S7): the primary of the open term makes commits wait.
     fn check_policy(&mut self) {
-        let Some(term) = self.records.term.as_ref().map(|t| t.value.clone()) else { return };
-        let protects = self.records.policy.as_ref().is_some_and(|p| p.value.protects());
-        let open = term.phase == failover::record::Phase::Active;
-        let policy = self.records.policy.as_ref().map(|p| p.value.clone()).filter(|p| p.protects() && open);
-        let armed = |n: &&Node| n.serves(term.term) && n.names == Names::Armed && Some(&n.name) == term.node.as_ref();
-        if let (Some(policy), Some(node)) = (policy, self.nodes.iter().find(armed)) {
-            let by = |(voters, k): (&[NodeId], u32)| SyncNames::for_primary(&node.name, voters, k) == node.waits_for;
-            if !policy.quorums().any(by) {
-                let why =
-                    format!("commits of {} wait for {}, which is no quorum of {policy:?}", node.name, node.waits_for);
-                self.fail(why);
-                return;
+        let (Some(term), Some(policy)) = (&self.records.term, &self.records.policy) else { return };
+        let (term, policy) = (&term.value, &policy.value);
+        if term.phase != failover::record::Phase::Active || !policy.protects() {
+            return;
+        }
+        let primary = |n: &&Node| n.serves(term.term) && Some(&n.name) == term.node.as_ref();
+        let Some(node) = self.nodes.iter().find(primary) else { return };
+        let by = |(voters, k): (&[NodeId], u32)| SyncNames::for_primary(&node.name, voters, k) == node.waits_for;
+        let name = &node.name;
+        let wrong = match node.names {
+            Names::Armed if !policy.quorums().any(by) => {
+                format!("commits of {name} wait for {}, which is no quorum of {policy:?}", node.waits_for)
             }
-        }
-        let bare = self.nodes.iter().find(|n| n.serves(term.term) && n.names == Names::Off);
-        if let Some(name) =
-            bare.filter(|n| protects && open && Some(&n.name) == term.node.as_ref()).map(|n| n.name.clone())
-        {
-            self.fail(format!("commits of {name} wait for nobody although the policy protects them"));
-        }
+            Names::Off => format!("commits of {name} wait for nobody although the policy protects them"),
+            Names::Armed | Names::Fenced => return,
+        };
+        self.fail(wrong);
     }
 
     pub(super) fn check(&mut self) {

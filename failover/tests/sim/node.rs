@@ -198,7 +198,9 @@ impl Node {
         while at < records {
             let timeline = self.wal[at].0;
             begun += u64::from(timeline > 1);
-            at += self.wal[at..records].partition_point(|e| e.0 <= timeline);
+            let rest = &self.wal[at..records];
+            let last = rest[rest.len() - 1].0 <= timeline;
+            at += if last { rest.len() } else { rest.partition_point(|e| e.0 <= timeline) };
         }
         Lsn((records as u64 - begun) * WRITE + begun * TERM_RECORD)
     }
