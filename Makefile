@@ -43,9 +43,9 @@ test: set-up-wishes
 	@scripts/in-memory $(MAKE) --no-print-directory -j4 $(PARTS)
 
 PARTS = test-part-1 test-part-2 test-part-3 test-part-4
-test-part-1: PART = --lib --bins --test '[abceg-m]*'
-test-part-2: PART = --test '[dfr]*'
-test-part-3: PART = --test '[!a-mrs]*' --test 's[!i]*'
+test-part-1: PART = --lib --bins --test '[abcegi-m]*'
+test-part-2: PART = --test '[dfhr]*' --test 'tl*'
+test-part-3: PART = --test '[!a-mrst]*' --test 's[!i]*' --test 't[!l]*'
 test-part-4: PART = --test 'si*'
 test-part-4: TEST := nice -n 10 $(TEST)
 $(PARTS): SHELL = /bin/bash
