@@ -9,7 +9,7 @@ use proxy::wire::backend::parameter_status;
 use proxy::wire::frontend::write_query;
 use proxy::wire::startup::cancel_request;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 fn start(standbys: usize) -> Cluster {
@@ -201,32 +201,66 @@ fn there_is_a_limit_of_their_own() {
     wait_for("the place to be free", || identify("true").0.then_some(()));
 }
 
-/// A way to a server that never says whether it is in recovery, as before PostgreSQL 14.
-fn taciturn(port: u16) -> u16 {
+/// A way to a server whose answers are passed on by `pass`.
+fn way_to(port: u16, pass: impl Fn(TcpStream, TcpStream) -> std::io::Result<()> + Copy + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let here = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for client in listener.incoming().map_while(Result::ok) {
-            let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
             let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
             std::thread::spawn(move || std::io::copy(&mut from, &mut to));
-            std::thread::spawn(move || without_recovery(&mut server, client));
+            std::thread::spawn(move || pass(server, client));
         }
     });
     here
 }
 
-fn without_recovery(server: &mut TcpStream, mut client: TcpStream) -> std::io::Result<()> {
+fn message(server: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut message = vec![0; 5];
+    server.read_exact(&mut message)?;
+    let length = u32::from_be_bytes(message[1..5].try_into().unwrap()) as usize;
+    message.resize(length + 1, 0);
+    server.read_exact(&mut message[5..])?;
+    Ok(message)
+}
+
+/// It never says whether it is in recovery, as before PostgreSQL 14.
+fn without_recovery(mut server: TcpStream, mut client: TcpStream) -> std::io::Result<()> {
     loop {
-        let mut message = vec![0; 5];
-        server.read_exact(&mut message)?;
-        let length = u32::from_be_bytes(message[1..5].try_into().unwrap()) as usize;
-        message.resize(length + 1, 0);
-        server.read_exact(&mut message[5..])?;
+        let message = message(&mut server)?;
         let told = message[0] == b'S' && parameter_status(&message).is_some_and(|(name, _)| name == "in_hot_standby");
         if !told {
             client.write_all(&message)?;
         }
+    }
+}
+
+/// It dies within what it streams, so far into the first message of that.
+fn cut(mut server: TcpStream, mut client: TcpStream, at: usize) -> std::io::Result<()> {
+    loop {
+        let message = message(&mut server)?;
+        let streamed = message[0] == b'd';
+        client.write_all(if streamed { &message[..at] } else { &message })?;
+        if streamed {
+            return client.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn who_streams_sees_the_death_of_its_server() {
+    let c = start(0);
+    let port = c.nodes[0].port;
+    let lsn = c.nodes[0].psql("select pg_current_wal_lsn()");
+    c.nodes[0].psql("create table t()");
+    // Nothing can be said within a message: the connection ends there.
+    for (at, seen) in [(0, &["W", "E 57P01", "EOF"][..]), (7, &["W", "EOF"])] {
+        let port = way_to(port, move |server, client| cut(server, client, at));
+        c.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = port);
+        let mut s = Raw::login(c.port, &[("replication", "true")]);
+        s.write(|out| write_query(out, &format!("START_REPLICATION PHYSICAL {lsn}")));
+        assert_eq!(s.until_ready(), seen, "{at}");
     }
 }
 
@@ -238,7 +272,7 @@ fn a_server_that_does_not_say_whether_it_is_in_recovery_is_asked() {
     });
     c.nodes[0].psql("alter role app replication");
     let lead_to = |node: usize| {
-        let port = taciturn(c.nodes[node].port);
+        let port = way_to(c.nodes[node].port, without_recovery);
         c.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = port);
     };
     let each = || {
