@@ -260,8 +260,10 @@ impl Metrics {
             self.recruits_available.with_label_values::<&str>(&[]).set(count(available));
         }
         self.safe.with_label_values::<&str>(&[]).set(i64::from(status.safe_to_lose_primary.as_promised));
-        // What an alert asks for is there from the beginning; the others come with their first cause.
-        self.blocked.with_label_values(&[Blocker::PRIMARY_STUCK]).set(0);
+        // What alerts ask for is there from the beginning; the others come with their first cause.
+        for kind in [Blocker::PRIMARY_STUCK, Blocker::TOO_FEW_RECRUITS] {
+            self.blocked.with_label_values(&[kind]).set(0);
+        }
         if let Verdict::Hold { blockers } = &status.verdict {
             for blocker in blockers {
                 self.blocked.with_label_values(&[blocker.kind()]).set(1);

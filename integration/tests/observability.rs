@@ -79,6 +79,19 @@ fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
         });
     }
     drop((load.finish(), readers.finish()));
+    a_failover_that_is_held_back_is_told_of(&cluster, &prometheus);
+}
+
+/// Nobody can write, and every gate is open: the term is on record as it was.
+fn a_failover_that_is_held_back_is_told_of(cluster: &Cluster, prometheus: &Prometheus) {
+    cluster.verb(&["pause"]).exits(0);
+    cluster.kill_postmaster(&cluster.active().primary);
+    let alerts = alert_expressions(&read("prometheus/alerts.yml"));
+    let (_, held) = alerts.iter().find(|(alert, _)| alert == "PgtenureFailoverHeld").expect("an alert");
+    wait_for(&format!("{held} to hold"), LONG, || match prometheus.query(held) {
+        Ok(result) if !result.is_empty() => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
 }
 
 /// The proxy offers TLS from now on.

@@ -503,6 +503,8 @@ pub enum Blocker {
 impl Blocker {
     /// The kind of [`Self::PrimaryStuck`], which an alert names.
     pub const PRIMARY_STUCK: &'static str = "primary_stuck";
+    /// The kind of [`Self::TooFewRecruits`], one of those of another alert.
+    pub const TOO_FEW_RECRUITS: &'static str = "too_few_recruits";
 
     /// The kind as one snake_case word, for metrics: the serialised tag.
     pub const fn kind(&self) -> &'static str {
@@ -511,7 +513,7 @@ impl Blocker {
             Self::RecordsUnread => "records_unread",
             Self::NoCluster => "no_cluster",
             Self::RecordsLost { .. } => "records_lost",
-            Self::TooFewRecruits { .. } => "too_few_recruits",
+            Self::TooFewRecruits { .. } => Self::TOO_FEW_RECRUITS,
             Self::TooFewObservers { .. } => "too_few_observers",
             Self::PrimaryStillAnswers { .. } => "primary_still_answers",
             Self::PrimaryAwaited { .. } => "primary_awaited",
