@@ -75,6 +75,10 @@ const NOT_IN_THE_DATA: &[(&[&str], Elsewhere)] = &[
         no_copy_helps("the host is short of something"),
     ),
     (&["Permission denied", "has invalid permissions", "has wrong ownership"], a_copy_may_help("it may not")),
+    (
+        &["database files are incompatible with server"],
+        no_copy_helps("the data are of another major version of PostgreSQL, or of one that was built otherwise"),
+    ),
 ];
 
 /// Of the end of PostgreSQL's log the lines that say why it ended: the last FATAL or PANIC, what follows it, and some before.
@@ -230,6 +234,11 @@ mod tests {
             ),
             ("FATAL:  data directory \"d\" has invalid permissions\nDETAIL:  Permissions should be u=rwx", false),
             ("FATAL:  could not access file \"pg_stat_statements\": No such file or directory", false),
+            (
+                "FATAL:  database files are incompatible with server\nDETAIL:  The data directory was initialized by PostgreSQL \
+                 version 15, which is not compatible with this version 17.10.",
+                false,
+            ),
             (
                 "FATAL:  recovery aborted because of insufficient parameter settings\nDETAIL:  max_connections = 10 is a lower\n\
                  HINT:  You can restart\nLOG:  startup process (PID 7) exited with exit code 1\n\
