@@ -111,6 +111,9 @@ pub fn start_log(format: LogFormat, level: &str) -> Result<(), TryInitError> {
     use tracing_subscriber::util::SubscriberInitExt;
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
+    // It would complain of a line that cannot be written (a full disk, a reader that has gone) on standard error as well, and
+    // panic.
+    let builder = builder.log_internal_errors(false);
     match format {
         LogFormat::Text => builder.with_ansi(false).finish().try_init(),
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),

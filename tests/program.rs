@@ -53,8 +53,13 @@ struct Running(Child);
 
 impl Running {
     fn start(file: &str) -> Self {
+        // No line of its log can be written, as on a full disk.
+        Self::logging_to(file, std::fs::File::options().write(true).open("/dev/full").expect("Linux has it"))
+    }
+
+    fn logging_to(file: &str, log: std::fs::File) -> Self {
         let mut command = program(&["run", "--config", file]);
-        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program was built"))
+        Self(command.stdout(Stdio::null()).stderr(log).spawn().expect("the program was built"))
     }
 
     fn exit_code(&mut self) -> Option<i32> {
