@@ -196,6 +196,32 @@ fn a_process_without_etcd_lives_is_not_ready_and_ends_by_sigterm() {
 }
 
 #[test]
+fn a_storm_of_refused_logins_is_a_bounded_number_of_lines() {
+    const STORM: usize = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let (admin, proxy) = (free_port(), free_port());
+    let log = dir.path().join("log");
+    let running = Running::logging_to(&proxy_file(dir.path(), admin, proxy), std::fs::File::create(&log).unwrap());
+    wait_for(admin, "/livez", "200");
+    let start = Instant::now();
+    let mut nobody = Vec::new();
+    write_startup(&mut nobody, std::iter::once(("database", "a")));
+    for _ in 0..STORM {
+        let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], proxy))).unwrap();
+        stream.set_read_timeout(Some(BOUND)).unwrap();
+        stream.write_all(&nobody).unwrap();
+        let mut told = Vec::new();
+        stream.read_to_end(&mut told).unwrap();
+        assert!(told.starts_with(b"E"), "{told:?}");
+    }
+    // Twenty in each second that there was.
+    let most = 20 * (usize::try_from(start.elapsed().as_secs()).unwrap() + 2);
+    drop(running);
+    let lines = std::fs::read_to_string(&log).unwrap().matches("login refused").count();
+    assert!((1..=most.min(STORM)).contains(&lines), "{lines} lines of {STORM}, {most} at most");
+}
+
+#[test]
 fn an_operator_without_a_manager_is_told_so() {
     let nobody = free_port();
     let out = output(&["status", "--admin", &format!("127.0.0.1:{nobody}")]);

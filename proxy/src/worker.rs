@@ -33,7 +33,7 @@ use crate::pool::policy::{Age, forced_user, too_old};
 use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Rivals, Scope};
 use crate::route::recheck::Rechecks;
-use crate::route::sample::Sample;
+use crate::route::sample::{Lines, Sample};
 use crate::route::{
     self, Causality, Consistency, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Reason, Request, Slowed,
     Target,
@@ -119,6 +119,8 @@ pub struct Worker {
     pub handshakes: Semaphore,
     /// Which decisions are logged.
     pub sample: Cell<Sample>,
+    /// Which clients that are not let in are logged.
+    refusals: Cell<Lines>,
     /// Which errors of standbys the primary is asked about, and what it has said.
     rechecks: RefCell<Rechecks>,
     /// How each standby stands.
@@ -228,6 +230,7 @@ impl Worker {
             errands: Cell::new(0),
             handshakes: Semaphore::new(HANDSHAKES_IN_A_ROUND),
             sample: Cell::default(),
+            refusals: Cell::default(),
             rechecks: RefCell::default(),
             footings: RefCell::default(),
             misroutes: RefCell::default(),
@@ -261,6 +264,14 @@ impl Worker {
     /// Now.
     pub fn now(&self) -> Instant {
         Clock.now()
+    }
+
+    /// Is one more client that is not let in to be logged? Then how many were left out since the one before.
+    pub fn logs_refusal(&self) -> Option<u64> {
+        let mut refusals = self.refusals.get();
+        let left_out = refusals.takes(self.now());
+        self.refusals.set(refusals);
+        left_out
     }
 
     /// The configuration in force. Its own copy: the count of its owners is this worker's alone.

@@ -1,4 +1,4 @@
-//! Which decisions are logged: one in so many, and a bounded number a second.
+//! Which lines are logged of what may come in storms: decisions, one in so many, and refusals; a bounded number a second.
 
 use cluster::Instant;
 use std::time::Duration;
@@ -6,13 +6,35 @@ use std::time::Duration;
 /// Lines a second at most, of one worker.
 const MOST: u32 = 20;
 
+/// Counts lines.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lines {
+    /// The second that `lines` are of, when there were any.
+    since: Option<Instant>,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Lines {
+    /// Is one more to be logged? Then how many were left out since the one before.
+    pub fn takes(&mut self, now: Instant) -> Option<u64> {
+        if self.since.is_none_or(|since| now.since(since) >= Duration::from_secs(1)) {
+            (self.since, self.lines) = (Some(now), 0);
+        }
+        if self.lines == MOST {
+            self.left_out += 1;
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
 /// Counts decisions.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sample {
     count: u32,
-    /// The second that `lines` are of, when there were any.
-    since: Option<Instant>,
-    lines: u32,
+    lines: Lines,
 }
 
 impl Sample {
@@ -26,11 +48,7 @@ impl Sample {
             return false;
         }
         self.count = 0;
-        if self.since.is_none_or(|since| now.since(since) >= Duration::from_secs(1)) {
-            (self.since, self.lines) = (Some(now), 0);
-        }
-        self.lines += 1;
-        self.lines <= MOST
+        self.lines.takes(now).is_some()
     }
 }
 
@@ -46,5 +64,13 @@ mod tests {
         assert_eq!(taken(10, 1000, 95), 9);
         assert_eq!(taken(1, 1500, 100), 11);
         assert_eq!(taken(1, 2000, 100), 20);
+    }
+
+    #[test]
+    fn the_next_line_tells_how_many_were_left_out() {
+        let mut lines = Lines::default();
+        let mut told = |ms, times| (0..times).filter_map(|_| lines.takes(Instant::from_millis(ms))).collect::<Vec<_>>();
+        assert_eq!(told(1000, 100), [0; 20]);
+        assert_eq!(told(2000, 2), [80, 0]);
     }
 }

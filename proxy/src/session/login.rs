@@ -118,7 +118,9 @@ pub async fn welcome(
             w.counts.login("tls_failed");
             w.counts.handshake("client", false);
             let (origin, source) = (greeter.origin, std::error::Error::source(&error).map(ToString::to_string));
-            tracing::info!(%origin, %error, source, "encrypted connection not accepted");
+            if let Some(left_out) = w.logs_refusal() {
+                tracing::info!(%origin, %error, source, left_out, "encrypted connection not accepted");
+            }
             return None;
         }
         Farewell::Error(error) => {
@@ -131,8 +133,10 @@ pub async fn welcome(
                 _ => "refused",
             };
             w.counts.login(result);
-            let origin = greeter.origin;
-            tracing::info!(%origin, sqlstate = report.sqlstate.as_str(), reason = report.message.as_str(), "login refused");
+            if let Some(left_out) = w.logs_refusal() {
+                let (origin, sqlstate, reason) = (greeter.origin, report.sqlstate.as_str(), report.message.as_str());
+                tracing::info!(%origin, sqlstate, reason, left_out, "login refused");
+            }
             fatal(&error, &mut out);
         }
         Farewell::Refused(frame) => {
@@ -191,7 +195,9 @@ impl Prepared {
     fn enter(self, stream: Stream, rest: Vec<u8>) -> Option<Box<Session>> {
         let presence = Rc::new(Presence::new(self.w.now()));
         let Some(place) = self.w.places.borrow_mut().enter(presence.clone()) else {
-            tracing::warn!(worker = self.w.index, "no place for another session");
+            if let Some(left_out) = self.w.logs_refusal() {
+                tracing::warn!(worker = self.w.index, left_out, "no place for another session");
+            }
             return None;
         };
         let mut hello = self.hello;
@@ -367,7 +373,9 @@ impl Greeter<'_> {
                     return Ok(());
                 }
                 Err(error) => {
-                    tracing::warn!(%proxy, %error, "connection of a trusted proxy not accepted");
+                    if let Some(left_out) = self.w.logs_refusal() {
+                        tracing::warn!(%proxy, %error, left_out, "connection of a trusted proxy not accepted");
+                    }
                     return Err(Farewell::Silent);
                 }
             }
