@@ -132,6 +132,13 @@ fn a_check_lists_every_problem_with_its_line_and_fails() {
     assert!(lines[0].starts_with(&format!("{file}:5: proxy.hold_timout: unknown key")), "{text}");
     assert!(lines[0].ends_with("the nearest known key is proxy.hold_timeout"), "{text}");
     assert!(lines[1].starts_with(&format!("{file}:6: proxy.pool_size = 0: ")), "{text}");
+    // A service that checks its file first starts with one of before, as the process itself does.
+    let older = proxy_file(dir.path(), 1, 2);
+    let text = std::fs::read_to_string(&older).unwrap();
+    std::fs::write(&older, text.replace("[etcd]\n", "[etcd]\nlease_margin = \"500ms\"\n")).unwrap();
+    let out = output(&["config", "check", &older]);
+    assert_eq!(out.status.code(), Some(0));
+    assert!(stderr(&out).contains("etcd.lease_margin: is no more"), "{}", stderr(&out));
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/example.toml");
     assert_eq!(output(&["config", "check", example]).status.code(), Some(0));
 }

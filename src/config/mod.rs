@@ -103,7 +103,7 @@ pub struct Config {
     pub agent: Option<agent::AgentConfig>,
     /// `[manager]`.
     pub manager: Option<manager::ManagerSection>,
-    /// Keys of the file that are no more: `config check` refuses them, everybody else goes on without.
+    /// Keys of the file that are no more: they are told of, and everybody goes on without.
     pub removed: Vec<Problem>,
 }
 

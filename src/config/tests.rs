@@ -201,7 +201,7 @@ fn relations_between_sections_name_both_keys() {
 fn a_key_that_was_removed_says_what_is_meant() {
     let text = good().replace("[etcd]\n", "[etcd]\nlease_margin = \"500ms\"\n");
     let why = "it never had an effect; the primary's is agent.lease_margin, so remove this one";
-    let found = check(&text, None).expect("an older file is good for all but `config check`").removed;
+    let found = check(&text, None).expect("an older file is good").removed;
     assert_eq!(
         found.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [format!("etcd.lease_margin: is no more; {why}")]
