@@ -241,23 +241,62 @@ fn an_operator_without_a_manager_is_told_so() {
 
 /// An admin HTTP that takes one order; gives what it was sent.
 fn taker() -> (String, std::thread::JoinHandle<String>) {
+    answering(&[("200 OK", "{}")])
+}
+
+/// An admin HTTP that gives these answers, one to each connection; gives what it was sent.
+fn answering(answers: &'static [(&str, &str)]) -> (String, std::thread::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap().to_string();
     let taken = std::thread::spawn(move || {
-        let mut stream = listener.accept().unwrap().0;
-        stream.set_read_timeout(Some(BOUND)).unwrap();
-        let mut request = Vec::new();
-        while !request.ends_with(b"}") {
-            let mut more = [0; 1024];
-            match stream.read(&mut more).expect("an order is sent in time") {
-                0 => break,
-                n => request.extend_from_slice(&more[..n]),
+        let mut all = Vec::new();
+        for (status, body) in answers {
+            let mut stream = listener.accept().unwrap().0;
+            stream.set_read_timeout(Some(BOUND)).unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") && !(request.starts_with(b"GET") && request.ends_with(b"\r\n\r\n")) {
+                let mut more = [0; 1024];
+                match stream.read(&mut more).expect("an order is sent in time") {
+                    0 => break,
+                    n => request.extend_from_slice(&more[..n]),
+                }
             }
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            stream.write_all((head + body).as_bytes()).unwrap();
+            all.append(&mut request);
         }
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}").unwrap();
-        String::from_utf8(request).unwrap()
+        String::from_utf8(all).unwrap()
     });
     (at, taken)
+}
+
+#[test]
+fn a_maintenance_that_is_refused_behind_a_switchover_says_that_something_was_done() {
+    let (at, taken) = answering(&[
+        ("200 OK", r#"{"primary":"n1","term":3}"#),
+        ("200 OK", "{}"),
+        ("409 Conflict", r#"{"blockers":[{"blocker":"busy","what":"a policy change"}]}"#),
+    ]);
+    let out = output(&["maintenance", "n1", "--on", "--switchover", "--admin", &at]);
+    let told = stderr(&out);
+    assert_eq!(out.status.code(), Some(1), "{told}");
+    assert!(told.contains("n1 is not the primary any more") && told.contains("a policy change"), "{told}");
+    assert!(!told.contains("nothing was done"), "{told}");
+    let sent = taken.join().unwrap();
+    let switchover = sent.split("POST ").find(|r| r.starts_with("/ops/switchover")).expect("it was ordered");
+    assert!(switchover.contains("\"by\":"), "{switchover}");
+}
+
+#[test]
+fn a_secret_that_cannot_be_read_is_named_where_an_order_is_refused_for_lack_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = proxy_file(dir.path(), free_port(), free_port());
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("name = \"t\"", "name = \"t\"\nsecret_file = \"/nowhere/secret\"")).unwrap();
+    let (at, taken) = answering(&[("401 Unauthorized", "{}")]);
+    let out = output(&["resume", "--config", &file, "--admin", &at]);
+    assert!(stderr(&out).contains("cannot read the shared secret /nowhere/secret"), "{}", stderr(&out));
+    taken.join().unwrap();
 }
 
 #[test]

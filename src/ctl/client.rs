@@ -16,6 +16,8 @@ const ASK_BOUND: Duration = Duration::from_secs(10);
 const ORDER_BOUND: Duration = Duration::from_secs(600);
 /// A longer answer is not one of ours.
 const ANSWER_LIMIT: usize = 16 << 20;
+/// What to do where the secret is refused.
+const WANTED: &str = "use --config, or --secret-file with the file of cluster.secret_file";
 /// How often a manager may send us on to another one: an election can happen meanwhile.
 const REDIRECTS: usize = 5;
 
@@ -34,10 +36,12 @@ pub enum CallError {
         answer: Value,
     },
     /// The manager wants the shared secret, or another one.
-    #[error("{url} refuses the shared secret: use --config, or --secret-file with the file of cluster.secret_file")]
+    #[error("{url} refuses the shared secret: {}", unread.as_deref().unwrap_or(WANTED))]
     Secret {
         /// Who.
         url: String,
+        /// Why none was sent, if one is known of.
+        unread: Option<String>,
     },
     /// No manager leads just now.
     #[error("no manager leads the cluster just now ({0})")]
@@ -58,6 +62,7 @@ fn reason_of(answer: &Value) -> String {
 pub struct Admin {
     urls: Vec<String>,
     secret: Option<cluster::secret::Secret>,
+    unread: Option<String>,
 }
 
 /// An HTTP answer.
@@ -70,7 +75,12 @@ impl Admin {
     /// Managers by their admin addresses (`http://HOST:PORT` or `HOST:PORT`), and the shared secret if orders are to
     /// be given.
     pub fn new(urls: Vec<String>, secret: Option<String>) -> Self {
-        Self { urls, secret: secret.map(cluster::secret::Secret::new) }
+        Self { urls, secret: secret.map(cluster::secret::Secret::new), unread: None }
+    }
+
+    /// The same without the secret that there is, and why: questions need none.
+    pub fn without_secret(urls: Vec<String>, unread: String) -> Self {
+        Self { urls, secret: None, unread: Some(unread) }
     }
 
     /// Ask the leading manager.
@@ -103,6 +113,9 @@ impl Admin {
                 Ok(answer) => return Ok(answer),
                 Err(CallError::Unreachable(why)) => unreachable.extend(why),
                 Err(CallError::NoLeader(why)) => no_leader = Some(why),
+                Err(CallError::Secret { url, .. }) => {
+                    return Err(CallError::Secret { url, unread: self.unread.clone() });
+                }
                 Err(other) => return Err(other),
             }
         }
@@ -190,7 +203,7 @@ fn finished(status: StatusCode, body: Value, at: &str) -> Result<Value, CallErro
     match status {
         s if s.is_success() => Ok(body),
         StatusCode::CONFLICT => Err(CallError::Refused(body)),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(CallError::Secret { url: at.to_owned() }),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(CallError::Secret { url: at.to_owned(), unread: None }),
         s => Err(CallError::Failed { status: s.as_u16(), answer: body }),
     }
 }

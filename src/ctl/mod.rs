@@ -56,11 +56,15 @@ pub fn run(command: Command) -> ExitCode {
         Command::Node(NodeArgs { command: NodeCommand::Add(args) }) => return runtime.block_on(node::add(&args)),
         other => other,
     };
+    let mut moved = None;
     if let Command::Maintenance(a) = &command
         && a.switchover
-        && let Some(code) = runtime.block_on(move_away(&a.target, &a.node))
     {
-        return code;
+        match runtime.block_on(move_away(&a.target, &a.node)) {
+            Ok(true) => moved = Some(a.node.clone()),
+            Ok(false) => {}
+            Err(code) => return code,
+        }
     }
     let Some((target, request)) = request(command) else {
         eprintln!("pgtenure: not an operator's command");
@@ -78,30 +82,34 @@ pub fn run(command: Command) -> ExitCode {
     {
         return finish_unled(&target, &request, &seen);
     }
-    match outcome {
-        Ok(outcome) => finish(&target, &request, outcome),
-        Err(e) => failed(&e),
+    match (outcome, moved) {
+        (Ok(Err(CallError::Refused(answer))), Some(node)) => finish_moved(&target, &node, &answer),
+        (Ok(outcome), _) => finish(&target, &request, outcome),
+        (Err(e), _) => failed(&e),
     }
 }
 
-/// Switch over to another node if this one is the primary. An exit code when that, or finding out, did not succeed.
-async fn move_away(target: &TargetArgs, node: &str) -> Option<ExitCode> {
+/// Switch over to another node if this one is the primary: was it?
+///
+/// # Errors
+/// The exit code when that, or finding out, did not succeed.
+async fn move_away(target: &TargetArgs, node: &str) -> Result<bool, ExitCode> {
     let status = Request { method: Method::Get, path: "/status".into(), show: render::status };
     let found = match ask(target, &status).await {
         Ok(Ok(found)) => found,
-        Ok(refused) => return Some(finish(target, &status, refused)),
-        Err(e) => return Some(failed(&e)),
+        Ok(refused) => return Err(finish(target, &status, refused)),
+        Err(e) => return Err(failed(&e)),
     };
     if found["primary"] != node {
-        return None;
+        return Ok(false);
     }
     eprintln!("{node} is the primary: switching over first");
-    let order = json!({ "expect_term": found["term"] });
+    let order = json!({ "expect_term": found["term"], "by": operator() });
     let order = Request { method: Method::Post(order), path: "/ops/switchover".into(), show: render::done };
     match ask(target, &order).await {
-        Ok(Ok(_)) => None,
-        Ok(refused) => Some(finish(target, &order, refused)),
-        Err(e) => Some(failed(&e)),
+        Ok(Ok(_)) => Ok(true),
+        Ok(refused) => Err(finish(target, &order, refused)),
+        Err(e) => Err(failed(&e)),
     }
 }
 
@@ -125,6 +133,16 @@ fn finish_unled(target: &TargetArgs, request: &Request, seen: &Value) -> ExitCod
         println!("{seen:#}");
     } else {
         print!("{}", (request.show)(seen));
+    }
+    ExitCode::from(EXIT_FAILED)
+}
+
+/// The order was refused, but the primary has been moved for it: that something was done, the exit code says.
+fn finish_moved(target: &TargetArgs, node: &str, answer: &Value) -> ExitCode {
+    if target.json {
+        println!("{answer:#}");
+    } else {
+        eprint!("{node} is not the primary any more, but not in maintenance:\n{}", render::reasons(answer));
     }
     ExitCode::from(EXIT_FAILED)
 }
@@ -313,13 +331,17 @@ async fn admin(target: &TargetArgs) -> Result<Option<Admin>> {
     };
     let given = target.secret_file.as_deref().map(secret).transpose()?;
     // Reading needs no secret, so one that cannot be read only matters when an order is refused for lack of it.
-    let of = |config: &config::Config| given.clone().or_else(|| secret(config.secret_file.as_deref()?).ok());
+    let with = |urls: Vec<String>, config: &config::Config| match (&given, config.secret_file.as_deref().map(secret)) {
+        (None, Some(Err(unread))) => Admin::without_secret(urls, format!("{unread:#}")),
+        (None, Some(Ok(secret))) => Admin::new(urls, Some(secret)),
+        (given, _) => Admin::new(urls, given.clone()),
+    };
     if let Some(url) = &target.admin {
-        let secret = match target.config.as_deref().filter(|_| given.is_none()) {
-            Some(file) => of(&config::load(file)?),
-            None => given,
-        };
-        return Ok(Some(Admin::new(url.split(',').map(str::to_owned).collect(), secret)));
+        let urls = url.split(',').map(str::to_owned).collect();
+        return Ok(Some(match target.config.as_deref().filter(|_| given.is_none()) {
+            Some(file) => with(urls, &config::load(file)?),
+            None => Admin::new(urls, given),
+        }));
     }
     let Some(file) = &target.config else { bail!("give --config FILE or --admin URL") };
     let config = config::load(file)?;
@@ -337,7 +359,7 @@ async fn admin(target: &TargetArgs) -> Result<Option<Admin>> {
     let Some(entry) = found.get(&key) else { return Ok(None) };
     let leader: LeaderRecord =
         serde_json::from_slice(&entry.value).with_context(|| format!("cannot understand {key}"))?;
-    Ok(Some(Admin::new(vec![leader.admin], of(&config))))
+    Ok(Some(with(vec![leader.admin], &config)))
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ fn refused(answer: &Value) -> String {
 fn explained(error: CallError) -> String {
     match error {
         CallError::Unreachable(why) => format!("no process answers: {}", why.join("; ")),
-        CallError::Secret { url } => format!(
+        CallError::Secret { url, .. } => format!(
             "{url} takes no orders with this secret: set cluster.secret_file in the process's file, or send SIGHUP"
         ),
         other => other.to_string(),

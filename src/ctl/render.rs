@@ -469,15 +469,16 @@ pub fn done(answer: &Value) -> String {
 
 /// An order that was refused: every reason with its numbers.
 pub fn refused(answer: &Value) -> String {
+    format!("refused, nothing was done:\n{}", reasons(answer))
+}
+
+/// Why an order was refused, a line for each reason.
+pub fn reasons(answer: &Value) -> String {
     let mut reasons: Vec<String> = list(answer, "blockers").map(sentence).collect();
     if reasons.is_empty() {
         reasons.push(answer.get("error").map_or_else(|| answer.to_string(), |e| word(Some(e))));
     }
-    let mut out = "refused, nothing was done:\n".to_owned();
-    for reason in reasons {
-        let _ = writeln!(out, "  {reason}");
-    }
-    out
+    reasons.iter().fold(String::new(), |out, reason| out + "  " + reason + "\n")
 }
 
 /// An order that was tried and failed.
