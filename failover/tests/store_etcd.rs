@@ -4,11 +4,13 @@ mod etcd_server;
 
 use cluster::secret::Secret;
 use etcd_server::{Etcd, etcdctl};
-use failover::config::etcd::{Config, Login, Raw, check};
+use failover::config::etcd::{Config, Login, Raw, Tls, check};
 use failover::store::etcd::EtcdStore;
 use failover::store::{Compare, LeaseId, Range, Store, StoreError, Txn};
 use nix::sys::signal::Signal;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Longest wait for any condition.
@@ -247,6 +249,15 @@ async fn a_user_logs_in_with_a_password_and_a_wrong_one_is_refused() {
     for refused in [with("wrong").get("/a").await.err(), store(&etcd).get("/a").await.err()] {
         assert!(matches!(refused, Some(StoreError::Refused { .. })), "{refused:?}");
     }
+    // One that is changed in the file and in etcd is taken when the one before is refused.
+    std::fs::write(dir.path().join("top"), "other\n").unwrap();
+    let changes = format!("etcdctl --endpoints={} --user root:top user passwd root --interactive=false", urls[0]);
+    let changed = std::process::Command::new("sh").args(["-c", &format!("echo other | {changes}")]).status();
+    assert!(changed.expect("a shell").success(), "{changes}");
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = s.get("/a").await {
+        assert!(matches!(error, StoreError::Refused { .. }) && Instant::now() < deadline, "{error}");
+    }
 }
 
 #[tokio::test]
@@ -274,4 +285,45 @@ async fn a_change_of_etcds_users_ends_nobodys_access() {
         }
     }
     assert_eq!(s.get("/a").await.unwrap().unwrap().value, b"1");
+}
+
+/// An authority's certificate, and a certificate of its own for this host with its key, as files in `dir`.
+fn certify(dir: &Path) {
+    let key = || KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, key()).expect("a certificate");
+    let own = key();
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
+    let certificate = params.signed_by(&own, &issuer).expect("a certificate");
+    for (name, text) in [("ca.pem", issuer.pem()), ("cert.pem", certificate.pem()), ("key.pem", own.serialize_pem())] {
+        std::fs::write(dir.join(name), text).expect("scratch is writable");
+    }
+}
+
+#[tokio::test]
+async fn certificates_that_replace_those_in_force_are_taken_once_etcd_refuses_these() {
+    let dir = tempfile::tempdir().unwrap();
+    certify(dir.path());
+    let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| dir.path().join(name));
+    let files = [("--trusted-ca-file", &ca), ("--cert-file", &cert), ("--key-file", &key)];
+    let more = files.iter().map(|(option, file)| format!("{option}={}", file.display()));
+    let mut etcd = Etcd::start_tls(more.chain(["--client-cert-auth".to_owned()]).collect());
+    let tls = Tls { ca_file: Some(ca), identity: Some((cert, key)) };
+    let s = EtcdStore::new(&Config { tls, ..config(etcd.urls()) }).unwrap();
+    // The agent's lease has connections of its own.
+    let apart = s.apart();
+    let both_read = async || {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = s.get("/a").await.and(apart.get("/a").await) {
+            assert!(Instant::now() < deadline, "{error}");
+        }
+    };
+    both_read().await;
+    etcd.kill(0);
+    certify(dir.path());
+    etcd.spawn(0);
+    both_read().await;
+    let written = s.txn(Txn::new().put("/a", "1")).await;
+    assert!(written.is_ok(), "{written:?}");
 }

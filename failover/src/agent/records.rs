@@ -199,7 +199,12 @@ impl Agent {
         let mut reachable = true;
         loop {
             match self.read_records().await {
-                Ok(()) => reachable = true,
+                Ok(()) => {
+                    if !reachable {
+                        tracing::info!(node = %self.env.config.node, "etcd answers again");
+                    }
+                    reachable = true;
+                }
                 Err(error) => {
                     self.metrics.store_errors.inc();
                     if reachable {

@@ -20,12 +20,15 @@ pub struct Raw {
     pub prefix: String,
     /// etcd user. Default none: etcd without authentication.
     pub username: Option<String>,
-    /// File with that user's password; the variable PGTENURE_ETCD_PASSWORD wins over it. Default none.
+    /// File with that user's password; the variable PGTENURE_ETCD_PASSWORD wins over it. A new one in the file is taken by
+    /// itself, as with `cert_file`. Default none.
     pub password_file: Option<PathBuf>,
     /// PEM file with the authorities that etcd's certificates are checked against. Default none: the certificates
-    /// that https endpoints present must then be of no private authority, so https needs it in practice.
+    /// that https endpoints present must then be of no private authority, so https needs it in practice. A new file is
+    /// taken by itself, as with `cert_file`.
     pub ca_file: Option<PathBuf>,
-    /// PEM file with this process's client certificate. Default none.
+    /// PEM file with this process's client certificate. When a request to etcd fails and the file is another than it was, it
+    /// is read again and taken if it gets in. Default none.
     pub cert_file: Option<PathBuf>,
     /// PEM file with the key of `cert_file`. Default none.
     pub key_file: Option<PathBuf>,
@@ -90,11 +93,11 @@ pub struct Login {
     pub username: String,
     /// From the environment, if it was set there.
     pub password: Option<Secret>,
-    /// Else from this file, read at the start.
+    /// Else from this file, read at the start, and again when a request has failed.
     pub password_file: Option<PathBuf>,
 }
 
-/// Files with certificates, read at the start.
+/// Files with certificates, read at the start, and again when a request has failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
     /// Authorities.

@@ -35,15 +35,25 @@ impl Etcd {
 
     /// The same with `more` on the members' command lines.
     pub(crate) fn start_with(count: usize, more: Vec<String>) -> Self {
+        let etcd = Self::spawn_all(count, "http", more);
+        etcd.await_healthy();
+        etcd
+    }
+
+    /// One that clients talk to by TLS. Nobody has waited for it: etcdctl has no certificate.
+    pub(crate) fn start_tls(more: Vec<String>) -> Self {
+        Self::spawn_all(1, "https", more)
+    }
+
+    fn spawn_all(count: usize, scheme: &str, more: Vec<String>) -> Self {
         // Each member has a host of its own.
-        let url = |i: usize| format!("http://127.0.0.{}:{}", 1 + i, ports::free_port());
-        let members: Vec<Member> =
-            (0..count).map(|i| Member { name: format!("e{i}"), client: url(i), peer: url(i), process: None }).collect();
+        let url = |scheme: &str, i: usize| format!("{scheme}://127.0.0.{}:{}", 1 + i, ports::free_port());
+        let member = |i| Member { name: format!("e{i}"), client: url(scheme, i), peer: url("http", i), process: None };
+        let members: Vec<Member> = (0..count).map(member).collect();
         let cluster: Vec<String> = members.iter().map(|m| format!("{}={}", m.name, m.peer)).collect();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut etcd = Self { members, cluster: cluster.join(","), more, dir };
         (0..count).for_each(|i| etcd.spawn(i));
-        etcd.await_healthy();
         etcd
     }
 

@@ -6,6 +6,7 @@
 //! another only when the first certainly did nothing.
 
 mod classify;
+mod endpoint;
 mod leader;
 mod watch;
 
@@ -14,20 +15,16 @@ pub use leader::Avoid;
 use super::{
     Compare, Granted, Hints, LeaseId, Range, Snapshot, Store, StoreError, StoreResult, Txn, TxnOutcome, Versioned,
 };
-use crate::config::etcd::{Config, Login, Tls};
+use crate::config::etcd::Config;
 use classify::{Fate, fate, is_from_older_login, is_older_than_fixed};
-use cluster::secret::Secret;
-use etcd_client::{
-    Certificate, Client, CompareOp, ConnectOptions, GetOptions, Identity, KeyValue, PutOptions, TlsOptions, TxnOp,
-    TxnOpResponse,
-};
+use endpoint::Endpoint;
+use etcd_client::{Client, CompareOp, GetOptions, KeyValue, PutOptions, TxnOp, TxnOpResponse};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -40,8 +37,6 @@ const ROUND_PAUSE: Duration = Duration::from_millis(50);
 const PROVEN: Duration = Duration::from_millis(300);
 /// Between two looks at the members' versions.
 const VERSIONS_AGAIN: Duration = Duration::from_secs(60);
-/// HTTP/2 pings find a dead connection in the sum of these; pings only flow while nothing else arrives.
-const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(500));
 
 /// A store on an etcd cluster.
 #[derive(Clone)]
@@ -50,7 +45,7 @@ pub struct EtcdStore {
 }
 
 struct Shared {
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Arc<Endpoint>>,
     /// Index of the endpoint that answered last.
     preferred: AtomicUsize,
     /// When it did, milliseconds since `born`.
@@ -61,12 +56,6 @@ struct Shared {
     outdated: Mutex<BTreeMap<String, String>>,
     /// The same with connections of its own, once it was asked for.
     apart: OnceLock<Arc<Shared>>,
-}
-
-struct Endpoint {
-    url: String,
-    options: ConnectOptions,
-    client: OnceCell<Client>,
 }
 
 /// Why the store could not be set up. That etcd does not answer is no reason: it may come later.
@@ -94,22 +83,7 @@ impl EtcdStore {
     /// # Errors
     /// When a file named in the configuration cannot be read.
     pub fn new(config: &Config) -> Result<Self, ConnectError> {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(config.connect_timeout)
-            .with_keep_alive(PING.0, PING.1)
-            .with_keep_alive_while_idle(true)
-            .with_require_leader(true);
-        if let Some(login) = &config.login {
-            options = options.with_user(&login.username, password(login)?).with_auto_token_refresh(true);
-        }
-        if let Some(tls) = tls(&config.tls)? {
-            options = options.with_tls(tls);
-        }
-        let endpoints = config
-            .endpoints
-            .iter()
-            .map(|url| Endpoint { url: url.clone(), options: options.clone(), client: OnceCell::new() })
-            .collect();
+        let endpoints = Endpoint::all(&Arc::new(config.clone()))?;
         Ok(Self { shared: Arc::new(Shared::new(endpoints, config.request_timeout)) })
     }
 
@@ -161,44 +135,8 @@ impl EtcdStore {
     }
 }
 
-fn password(login: &Login) -> Result<String, ConnectError> {
-    if let Some(password) = &login.password {
-        return Ok(password.expose().to_owned());
-    }
-    let path = login.password_file.clone().ok_or_else(|| ConnectError::NoPassword(login.username.clone()))?;
-    let text = read_file("etcd.password_file", path)?;
-    Ok(Secret::first_line(&String::from_utf8_lossy(&text)).expose().to_owned())
-}
-
-fn tls(files: &Tls) -> Result<Option<TlsOptions>, ConnectError> {
-    if files.ca_file.is_none() && files.identity.is_none() {
-        return Ok(None);
-    }
-    let mut tls = TlsOptions::new();
-    if let Some(ca) = &files.ca_file {
-        tls = tls.ca_certificate(Certificate::from_pem(read_file("etcd.ca_file", ca.clone())?));
-    }
-    if let Some((cert, key)) = &files.identity {
-        let cert = read_file("etcd.cert_file", cert.clone())?;
-        tls = tls.identity(Identity::from_pem(cert, read_file("etcd.key_file", key.clone())?));
-    }
-    Ok(Some(tls))
-}
-
-fn read_file(key: &'static str, path: PathBuf) -> Result<Vec<u8>, ConnectError> {
-    std::fs::read(&path).map_err(|source| ConnectError::File { key, path, source })
-}
-
-impl Endpoint {
-    /// Connected (which means something only when a user logs in) once; the channel below reconnects by itself.
-    async fn client(&self) -> Result<Client, etcd_client::Error> {
-        let connect = || Client::connect([self.url.as_str()], Some(self.options.clone()));
-        self.client.get_or_try_init(connect).await.cloned()
-    }
-}
-
 impl Shared {
-    fn new(endpoints: Vec<Endpoint>, request_timeout: Duration) -> Self {
+    fn new(endpoints: Vec<Arc<Endpoint>>, request_timeout: Duration) -> Self {
         let (preferred, proven_ms) = (AtomicUsize::new(0), AtomicU64::new(0));
         let (born, outdated, apart) = (Instant::now(), Mutex::default(), OnceLock::new());
         Self { endpoints, preferred, proven_ms, born, request_timeout, outdated, apart }
@@ -285,6 +223,9 @@ impl Shared {
             },
             Err(error) => Err(error),
         };
+        if answer.is_err() {
+            self.endpoints[index].failed();
+        }
         (index, answer)
     }
 
@@ -351,6 +292,7 @@ impl Shared {
                 }
             };
             self.failed(index);
+            self.endpoints[index].failed();
             let why = self.why(index, &error);
             match fate(&error) {
                 Fate::NotDone => last = why,
@@ -496,10 +438,8 @@ impl Store for EtcdStore {
     }
 
     fn apart(&self) -> Arc<dyn Store> {
-        let unconnected =
-            |e: &Endpoint| Endpoint { url: e.url.clone(), options: e.options.clone(), client: OnceCell::new() };
         let shared = self.shared.apart.get_or_init(|| {
-            let endpoints = self.shared.endpoints.iter().map(unconnected).collect();
+            let endpoints = self.shared.endpoints.iter().map(|e| e.apart()).collect();
             Arc::new(Shared::new(endpoints, self.shared.request_timeout))
         });
         Arc::new(Self { shared: Arc::clone(shared) })

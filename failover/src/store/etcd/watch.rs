@@ -47,7 +47,10 @@ async fn run(shared: &Shared, prefix: &str, changes: &watch::Sender<u64>) {
                 hint(changes);
                 follow(stream, changes).await
             }
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => {
+                endpoint.failed();
+                error.to_string()
+            }
             Err(_) => format!("no answer within {:?}", shared.request_timeout),
         };
         if broken {
