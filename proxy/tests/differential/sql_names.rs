@@ -125,7 +125,7 @@ pub fn sql_names() -> Vec<Script> {
             .execute("p", 0)
             .sync()
             .query("rollback")
-            // In a block: on another server it would be parsed anew, where its name is gone, and have no columns (README).
+            // In a block: on another server it would be parsed anew, where its name is gone or another's, and be described so (README).
             .query("prepare x as select 'once more'")
             .query("begin")
             .bind("p", "e", &[])
@@ -133,10 +133,10 @@ pub fn sql_names() -> Vec<Script> {
             .query("deallocate x")
             .describe(b'S', "e")
             .sync()
-            .query("rollback")
             .query("prepare x as select 3 as other")
             .describe(b'S', "e")
             .sync()
+            .query("rollback")
             .close(b'S', "e")
             .query("deallocate x"),
         Script::new("what fails prepares nothing")
