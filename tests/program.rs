@@ -244,6 +244,11 @@ fn taker() -> (String, std::thread::JoinHandle<String>) {
     answering(&[("200 OK", "{}")])
 }
 
+/// Only orders have a body, and it is JSON.
+fn is_whole(request: &[u8]) -> bool {
+    request.ends_with(b"}") || request.starts_with(b"GET") && request.ends_with(b"\r\n\r\n")
+}
+
 /// An admin HTTP that gives these answers, one to each connection; gives what it was sent.
 fn answering(answers: &'static [(&str, &str)]) -> (String, std::thread::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -254,7 +259,7 @@ fn answering(answers: &'static [(&str, &str)]) -> (String, std::thread::JoinHand
             let mut stream = listener.accept().unwrap().0;
             stream.set_read_timeout(Some(BOUND)).unwrap();
             let mut request = Vec::new();
-            while !request.ends_with(b"}") && !(request.starts_with(b"GET") && request.ends_with(b"\r\n\r\n")) {
+            while !is_whole(&request) {
                 let mut more = [0; 1024];
                 match stream.read(&mut more).expect("an order is sent in time") {
                     0 => break,
