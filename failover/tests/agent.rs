@@ -8,13 +8,18 @@ mod slots;
 #[path = "agent/strangers.rs"]
 mod strangers;
 
-use agents::{Cluster, SECRET, kill_all, postgres_of, postmaster, signal, unprivileged, until, writing_postgres_of};
+use agents::{
+    Cluster, SECRET, bin, kill_all, postgres_of, postmaster, signal, unprivileged, until, writing_postgres_of,
+};
 use cluster::topology::{Closed, Gate};
 use cluster::{Endpoint, Lsn, Term, TimelineId};
 use failover::api::*;
 use failover::config::agent::OWNED_PARAMETERS;
+use failover::fsm::control_file;
 use failover::record::*;
 use nix::sys::signal::Signal;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -545,6 +550,24 @@ fn a_fenced_standby_stops_and_comes_back_and_a_primary_only_stops_when_told() {
     });
 }
 
+/// As `pg_controldata` understands it, of whichever major this is.
+fn control_file_is_understood(data: &Path) {
+    let file = std::fs::read(data.join("global/pg_control")).unwrap();
+    let read = control_file::parse(&file).expect("the layout is known");
+    let program = Command::new(format!("{}/pg_controldata", bin())).arg(data).env("LC_ALL", "C").output().unwrap();
+    let told = String::from_utf8(program.stdout).unwrap();
+    for (name, value) in [
+        ("Database system identifier", read.system_id.to_string()),
+        ("Database cluster state", read.state.to_owned()),
+        ("Latest checkpoint location", read.checkpoint.to_string()),
+        ("Latest checkpoint's TimeLineID", read.timeline.to_string()),
+        ("Bytes per WAL segment", read.segment_size.to_string()),
+    ] {
+        let line = told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();
+        assert_eq!(line.trim(), value, "{name}: {told}");
+    }
+}
+
 #[test]
 fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
     unprivileged("a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind", async {
@@ -583,6 +606,7 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
         assert!(end.lsn.0 % (16 << 20) < 1 << 20, "standbys are sent all of its segment again, up to {end:?}");
         let again: Stopped = c.post(p, "stop", &stop).await.unwrap();
         assert_eq!(again, stopped, "the command may be repeated");
+        control_file_is_understood(&c.nodes[p].config.data_dir.join("data"));
         let (record, revision) = c.begin().await;
         let frozen = c.freeze(p, record.term).await.unwrap();
         assert!(frozen.was_primary && frozen.position.is_none());

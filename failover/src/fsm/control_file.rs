@@ -2,16 +2,15 @@
 //!
 //! `pg_controldata` and `pg_waldump` tell the same, but clients wait for each process that a change of primary starts. So
 //! only layouts that are known are read, and nothing whose checksum is not right: for everything else there are the
-//! programs. Sources: src/include/catalog/pg_control.h (versions 1300, of PostgreSQL 13 to 16, and 1700; what is read is
-//! in the same places), src/include/access/xlogrecord.h.
+//! programs. Sources: src/include/catalog/pg_control.h (versions 1300, of PostgreSQL 13 to 16, 1700 and 1800; what is read
+//! is in the same places but for the checksum), src/include/access/xlogrecord.h.
 
 use crate::fsm::waldump::{PAGE, record_end};
 use cluster::{Lsn, TimelineId};
 
-/// Layouts that are known.
-const VERSIONS: [u32; 2] = [1300, 1700];
-/// Where the checksum of everything before it is.
-const CHECKSUM: usize = 288;
+/// Layouts that are known, and where in each the checksum of everything before it is. 1800 says whether `char` is
+/// signed, before the nonce.
+const CHECKSUMS: [(u32, usize); 3] = [(1300, 288), (1700, 288), (1800, 292)];
 /// Bytes of a WAL record's header, and where in it its checksum is.
 const RECORD_HEADER: usize = 24;
 const RECORD_CHECKSUM: usize = 20;
@@ -33,7 +32,9 @@ pub struct ControlFile {
 
 /// Read the file's content. `None`: the layout is not known, or it is damaged or half written.
 pub fn parse(file: &[u8]) -> Option<ControlFile> {
-    if !VERSIONS.contains(&u32_at(file, 8)?) || u32_at(file, CHECKSUM)? != crc32c(&[file.get(..CHECKSUM)?]) {
+    let version = u32_at(file, 8)?;
+    let (_, checksum) = CHECKSUMS.into_iter().find(|(known, _)| *known == version)?;
+    if u32_at(file, checksum)? != crc32c(&[file.get(..checksum)?]) {
         return None;
     }
     let state = match u32_at(file, 16)? {
@@ -90,20 +91,20 @@ fn crc32c(parts: &[&[u8]]) -> u32 {
 mod tests {
     use super::*;
 
-    fn control() -> Vec<u8> {
+    fn control(version: u32, checksum: usize) -> Vec<u8> {
         let mut file = vec![0; 8192];
         file[..8].copy_from_slice(&7_381_234_567_890_123_456u64.to_ne_bytes());
-        file[8..12].copy_from_slice(&1300u32.to_ne_bytes());
+        file[8..12].copy_from_slice(&version.to_ne_bytes());
         file[16..20].copy_from_slice(&6u32.to_ne_bytes());
         file[32..40].copy_from_slice(&0x0300_0060u64.to_ne_bytes());
         file[48..52].copy_from_slice(&4u32.to_ne_bytes());
         file[228..232].copy_from_slice(&(16u32 << 20).to_ne_bytes());
-        sealed(file)
+        sealed(file, checksum)
     }
 
-    fn sealed(mut file: Vec<u8>) -> Vec<u8> {
-        let sum = crc32c(&[&file[..CHECKSUM]]);
-        file[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sum.to_ne_bytes());
+    fn sealed(mut file: Vec<u8>, checksum: usize) -> Vec<u8> {
+        let sum = crc32c(&[&file[..checksum]]);
+        file[checksum..checksum + 4].copy_from_slice(&sum.to_ne_bytes());
         file
     }
 
@@ -116,22 +117,26 @@ mod tests {
             timeline: TimelineId(4),
             segment_size: 16 << 20,
         };
-        assert_eq!(parse(&control()), Some(want));
+        for (version, checksum) in CHECKSUMS {
+            assert_eq!(parse(&control(version, checksum)).as_ref(), Some(&want), "{version}");
+        }
     }
 
     #[test]
     fn a_file_that_is_cut_or_damaged_or_of_another_version_is_left_to_the_program() {
-        let file = control();
-        for byte in 0..CHECKSUM + 4 {
-            let mut damaged = file.clone();
-            damaged[byte] ^= 1;
-            assert_eq!(parse(&damaged), None, "byte {byte}");
-            assert_eq!(parse(&file[..byte]), None, "cut at {byte}");
-        }
-        for (at, value) in [(8, 1201u32), (8, 1900), (16, 7), (228, 3 << 20), (228, 0)] {
-            let mut other = file.clone();
-            other[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-            assert_eq!(parse(&sealed(other)), None, "{value} at {at}");
+        for (version, checksum) in CHECKSUMS {
+            let file = control(version, checksum);
+            for byte in 0..checksum + 4 {
+                let mut damaged = file.clone();
+                damaged[byte] ^= 1;
+                assert_eq!(parse(&damaged), None, "{version}, byte {byte}");
+                assert_eq!(parse(&file[..byte]), None, "{version}, cut at {byte}");
+            }
+            for (at, value) in [(8, 1201u32), (8, 1900), (16, 7), (228, 3 << 20), (228, 0)] {
+                let mut other = file.clone();
+                other[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+                assert_eq!(parse(&sealed(other, checksum)), None, "{version}, {value} at {at}");
+            }
         }
     }
 
