@@ -124,16 +124,7 @@ impl Cluster {
     /// # Panics
     /// When any part does not come up.
     pub fn start(options: &Options) -> Self {
-        let scratch = Scratch::new();
-        scratch.dir("log");
-        let etcd = Etcd::start(&scratch);
-        let layout = layout(options, etcd.endpoint());
-        write_secrets(&scratch);
-        for (name, text) in layout.files(scratch.path(), options) {
-            scratch.file(&format!("{name}.toml"), &text);
-        }
-        let faults = if options.fault_proxies { fault_proxies(&layout) } else { Vec::new() };
-        let mut cluster = Self { roles: BTreeMap::new(), etcd, layout, faults, scratch };
+        let mut cluster = Self::unstarted(options);
         let proxies: &[&str] = if options.second_proxy { &["proxy", "proxy2"] } else { &["proxy"] };
         for name in NODES.iter().chain(&MANAGERS).chain(proxies) {
             cluster.start_role(name);
@@ -143,6 +134,23 @@ impl Cluster {
         cluster.all_stream();
         cluster.endpoint_writes();
         cluster
+    }
+
+    /// The files of one, and etcd, before any of its processes is started.
+    ///
+    /// # Panics
+    /// When etcd does not come up.
+    pub fn unstarted(options: &Options) -> Self {
+        let scratch = Scratch::new();
+        scratch.dir("log");
+        let etcd = Etcd::start(&scratch);
+        let layout = layout(options, etcd.endpoint());
+        write_secrets(&scratch);
+        for (name, text) in layout.files(scratch.path(), options) {
+            scratch.file(&format!("{name}.toml"), &text);
+        }
+        let faults = if options.fault_proxies { fault_proxies(&layout) } else { Vec::new() };
+        Self { roles: BTreeMap::new(), etcd, layout, faults, scratch }
     }
 
     /// Wait until every process answers on its admin port; one that ended instead is a failure at once.

@@ -23,14 +23,24 @@ fn no_client_sees_an_error_in_a_switchover_and_the_old_primary_is_a_standby_at_o
     let readers = Readers::start(&cluster.target(), 3, PAUSE);
     load.wait_for_more(200, LONG);
 
-    cluster.verb(&["switchover", "--json"]).exits(0).json();
+    // As whoever is to work on the primary's host begins.
+    let work = ["--on", "--for", "1h", "--why", "a new disk", "--switchover"];
+    cluster.verb(&[&["maintenance", &first.primary][..], &work].concat()).exits(0);
     let second = cluster.active_after(first.term);
     assert_ne!(second.primary, first.primary);
+    let shown = cluster.verb(&["status"]).exits(0).stdout;
+    assert!(shown.contains("IN MAINTENANCE") && shown.contains("a new disk"), "{shown}");
     load.wait_for_more(200, LONG);
-    cluster.all_stream();
 
-    let back =
-        cluster.verb(&["switchover", "--to", &first.primary, "--expect-term", &second.term.to_string()]).exits(0);
+    // What the switchover has stopped there may stay so until the work is done.
+    let term = second.term.to_string();
+    let back = ["switchover", "--to", &first.primary, "--expect-term", &term];
+    cluster.verb(&back).exits(2);
+    for code in [0, 2] {
+        cluster.verb(&["maintenance", &first.primary, "--off"]).exits(code);
+    }
+    cluster.all_stream();
+    let back = cluster.verb(&back).exits(0);
     assert!(back.stdout.contains(&first.primary), "a person is told who is primary: {}", back.stdout);
     let third = cluster.active_after(second.term);
     assert_eq!(third.primary, first.primary);

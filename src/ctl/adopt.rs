@@ -251,6 +251,10 @@ impl Adoption<'_> {
                 }
                 return Ok(None);
             };
+            // Another command has taken it back. That etcd does not answer says nothing.
+            if adopt::standing(&self.store, &self.keys).await.is_ok_and(|standing| standing.begun.is_none()) {
+                return Err(adopt::AdoptError::NotBegun.into());
+            }
             // One that has streamed and does so no more gets no other time.
             if told.insert(next) {
                 adopt::give_turn(&self.store, &self.keys, next).await?;

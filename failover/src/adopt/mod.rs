@@ -444,6 +444,8 @@ mod tests {
         assert!(matches!(undo(&store, &keys).await, Err(AdoptError::NotBegun)));
         for round in 0..2 {
             begin(&store, &keys, &cluster, &found(), (&primary, "me@host", 0)).await.unwrap();
+            let again = begin(&store, &keys, &cluster, &found(), (&primary, "me@host", 0)).await;
+            assert!(matches!(again, Err(AdoptError::Exists { term: Term(3) })), "{again:?}");
             let turn = async |n: &NodeId| standing(&store, &keys).await.unwrap().begun.unwrap().is_turn_of(n);
             assert!(!turn(&primary).await && !turn(&other).await && !turn(&third).await);
             give_turn(&store, &keys, &other).await.unwrap();
