@@ -57,13 +57,13 @@ impl Etcd {
     /// # Panics
     /// When etcdctl fails.
     pub fn save(&self, file: &Path) {
-        etcdctl(&["--endpoints", &self.endpoint(), "snapshot", "save"], file, &[]);
+        run("etcdctl", &["--endpoints", &self.endpoint(), "snapshot", "save"], file, &[]);
     }
 
     /// Replace all it holds by a backup, as an operator does who has lost it, and start it.
     ///
     /// # Panics
-    /// When etcdctl fails or etcd does not become healthy.
+    /// When its program fails or etcd does not become healthy.
     pub fn restore(&mut self, file: &Path) {
         self.process.kill();
         let data = self.dir.join("data");
@@ -72,7 +72,7 @@ impl Etcd {
         let cluster = format!("e1={peer}");
         let data = data.to_str().expect("the scratch directory is plain text").to_owned();
         let more = ["--name", "e1", "--initial-cluster", &cluster, "--initial-advertise-peer-urls", &peer];
-        etcdctl(&["snapshot", "restore"], file, &[&more[..], &["--data-dir", &data]].concat());
+        run(restorer(), &["snapshot", "restore"], file, &[&more[..], &["--data-dir", &data]].concat());
         self.restart();
     }
 
@@ -95,11 +95,17 @@ impl Etcd {
     }
 }
 
-fn etcdctl(before: &[&str], file: &Path, after: &[&str]) {
-    let mut command = unprivileged("etcdctl");
+/// The program that restores a backup: `etcdctl` only does up to etcd 3.5, which has `etcdutl` already.
+pub(crate) fn restorer() -> &'static str {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| dir.join("etcdutl").is_file()) { "etcdutl" } else { "etcdctl" }
+}
+
+fn run(program: &str, before: &[&str], file: &Path, after: &[&str]) {
+    let mut command = unprivileged(program);
     command.env("ETCDCTL_API", "3").args(before).arg(file).args(after).current_dir("/");
-    let done = command.output().expect("etcdctl is installed (Debian package etcd-client)");
-    assert!(done.status.success(), "etcdctl {before:?}: {}", String::from_utf8_lossy(&done.stderr));
+    let done = command.output().expect("etcd's client is installed (Debian package etcd-client)");
+    assert!(done.status.success(), "{program} {before:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 fn spawn(client_port: u16, peer_port: u16, dir: &Path, log: &Path) -> Process {

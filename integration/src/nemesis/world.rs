@@ -6,6 +6,7 @@ use super::sandbox::{Sandbox, address, hosts};
 use crate::client::{Client, Target};
 use crate::cluster::{Active, PASSWORD, Verb, program, write_secrets};
 use crate::config_file::{APP, NODES, NodePorts, Options, agent, common, proxy};
+use crate::etcd::restorer;
 use crate::http;
 use crate::postgres::{bin_dir, describe, postmaster};
 use crate::process::{Process, signal_all, state_of, tree, unprivileged};
@@ -248,14 +249,14 @@ impl World {
     }
 
     fn etcdctl(&self, host: &str, arguments: &[&str]) -> Result<String, String> {
+        self.etcd_tool("etcdctl", host, arguments)
+    }
+
+    fn etcd_tool(&self, program: &str, host: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = self.sandbox.command(host, Path::new("/usr/bin/env"), false);
-        command
-            .args(["ETCDCTL_API=3", "timeout", "10", "etcdctl"])
-            .args(arguments)
-            .current_dir("/")
-            .stdin(Stdio::null());
-        let output = command.output().map_err(|e| format!("etcdctl: {e}"))?;
-        let told = || format!("etcdctl {arguments:?}: {}", describe(&output));
+        command.args(["ETCDCTL_API=3", "timeout", "10", program]).args(arguments).current_dir("/").stdin(Stdio::null());
+        let output = command.output().map_err(|e| format!("{program}: {e}"))?;
+        let told = || format!("{program} {arguments:?}: {}", describe(&output));
         if output.status.success() { Ok(String::from_utf8_lossy(&output.stdout).into_owned()) } else { Err(told()) }
     }
 
@@ -280,7 +281,7 @@ impl World {
     /// All members lose what they hold and begin with the backup, as an operator does who has lost etcd.
     ///
     /// # Errors
-    /// What etcdctl complained about.
+    /// What etcd's program complained about.
     pub fn restore_etcd(&mut self) -> Result<(), String> {
         let (file, members) = (self.etcd_backup(), members());
         for host in NODES {
@@ -294,7 +295,7 @@ impl World {
             let (data, peer) = (data.display().to_string(), format!("http://{}:2380", address(host)));
             let as_member = ["--name", host, "--initial-cluster", &members, "--initial-advertise-peer-urls", &peer];
             let before = ["snapshot", "restore", &file, "--data-dir", &data];
-            self.etcdctl(host, &[&before[..], &as_member].concat())?;
+            self.etcd_tool(restorer(), host, &[&before[..], &as_member].concat())?;
         }
         NODES.into_iter().for_each(|host| self.start_process(host, "etcd"));
         Ok(())
