@@ -349,6 +349,9 @@ pub struct Opened {
 pub struct Checkpoint {
     /// The term.
     pub term: Term,
+    /// Longest wait for the CHECKPOINT, ms. 0: by a manager of before it was said.
+    #[serde(default)]
+    pub deadline_ms: u64,
 }
 
 /// Stop the primary cleanly for a switchover (fast shutdown), or hard when that takes longer than the bound.

@@ -577,7 +577,13 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
         c.sql(p).await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
         let most_of_one = "SELECT pg_switch_wal(); SELECT pg_logical_emit_message(false, '', repeat('x', 9 << 20))";
         c.sql(p).await.batch_execute(most_of_one).await.unwrap();
-        c.post::<serde_json::Value>(p, "checkpoint", &Checkpoint { term: Term(1) }).await.unwrap();
+        let checkpointer = c.value(p, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'").await;
+        signal(checkpointer.parse().unwrap(), Signal::SIGSTOP);
+        let checkpoint = |deadline_ms| Checkpoint { term: Term(1), deadline_ms };
+        let late = c.post::<serde_json::Value>(p, "checkpoint", &checkpoint(1)).await.unwrap_err();
+        assert!(late.contains("1ms"), "as long as the manager waits: {late}");
+        signal(checkpointer.parse().unwrap(), Signal::SIGCONT);
+        c.post::<serde_json::Value>(p, "checkpoint", &checkpoint(60_000)).await.unwrap();
         // PostgreSQL makes segments in advance, which hold zeros: where WAL ends is found all the same.
         let wal = c.nodes[p].config.data_dir.join("data/pg_wal");
         for number in 0x20..0x40 {

@@ -22,6 +22,8 @@ const NEW_SEGMENT: &str = "SELECT at + mod(size - mod(at, size), size) FROM (SEL
      WHERE used >= size / 8 AND size - used <= 16 << 20 AND current_setting('archive_mode') = 'off') AS switched";
 /// For so long the standbys may take for the rest of the segment before.
 const REST_BOUND: Duration = Duration::from_secs(1);
+/// For a CHECKPOINT where no manager says how long it waits.
+const CHECKPOINT_BOUND: Duration = Duration::from_secs(60);
 
 /// A command that was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -174,7 +176,8 @@ impl Agent {
         if let Err(error) = self.begin_segment(&sql, order.term).await {
             tracing::warn!(node = %self.env.config.node, term = order.term.0, %error, "a WAL segment was not begun, or was not waited for");
         }
-        sql.rows("CHECKPOINT", "CHECKPOINT", Duration::from_secs(60)).await.map_err(failed)?;
+        let bound = if order.deadline_ms == 0 { CHECKPOINT_BOUND } else { Duration::from_millis(order.deadline_ms) };
+        sql.rows("CHECKPOINT", "CHECKPOINT", bound).await.map_err(failed)?;
         Ok(())
     }
 

@@ -154,9 +154,10 @@ impl Planner {
     /// Begin the steps of a switchover.
     pub(super) fn begin_prelude(&mut self, prelude: Prelude, out: &mut Vec<Action>) {
         if prelude.step == PreludeStep::Checkpointing {
-            let command = Box::new(Command::Checkpoint(Checkpoint { term: prelude.term }));
             // A checkpoint may write everything in shared buffers, so the operator's bound is the only sensible one.
             let within = self.settings.operation_timeout / 2;
+            let order = Checkpoint { term: prelude.term, deadline_ms: millis(within) };
+            let command = Box::new(Command::Checkpoint(order));
             out.push(Action::Send { node: prelude.primary.clone(), command, within });
         }
         self.stage = Stage::Prelude(Box::new(prelude));
