@@ -2,15 +2,17 @@
 
 use super::control::Control;
 use super::process::{self, Death};
+use super::recovery_conf::Upstream;
 use super::sql::{FULL, Row, Sql, SqlError};
 use super::state::{Receiver, Unsteady};
 use super::{Agent, postgres};
 use crate::api::{KNOCK, PostgresState, Primary, Standby};
 use crate::fsm::places::Places;
 use crate::fsm::walsenders::{Seen, Walsender, Watch};
-use cluster::{Lsn, NodeId, TimelineId};
+use crate::record::MemberRecord;
+use cluster::{Endpoint, Lsn, NodeId, TimelineId};
 use nix::unistd::Pid;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -430,7 +432,7 @@ impl Agent {
     }
 
     fn saw(&self, now: cluster::Instant, look: Look) {
-        let streams_from = look.receiver.as_ref().filter(|r| r.streaming).and_then(|r| self.node_at(&r.host, r.port));
+        let streams_from = look.receiver.as_ref().filter(|r| r.streaming).and_then(|r| self.sender(r));
         let mut frozen_receiver = None;
         let mut out_of_quarantine = false;
         self.state.change(|o| {
@@ -483,9 +485,46 @@ impl Agent {
         }
     }
 
-    fn node_at(&self, host: &str, port: u16) -> Option<cluster::NodeId> {
-        let records = self.records.borrow();
-        let mut at = records.members.values().filter(|m| m.postgres.host == host && m.postgres.port == port);
-        at.next().map(|m| m.node.clone())
+    fn sender(&self, receiver: &Receiver) -> Option<NodeId> {
+        // Somebody is changing what is followed right now.
+        let upstream = self.conf.try_lock().ok().and_then(|conf| conf.upstream.clone());
+        let at = Endpoint { host: receiver.host.clone(), port: receiver.port };
+        node_at(&at, &self.records.borrow().members, upstream.as_ref())
+    }
+}
+
+/// Whose address that is: as members have registered, or as it was told whom to follow. A stream outlives its sender's new address.
+fn node_at(at: &Endpoint, members: &BTreeMap<NodeId, MemberRecord>, upstream: Option<&Upstream>) -> Option<NodeId> {
+    let registered = members.values().find(|m| m.postgres == *at).map(|m| m.node.clone());
+    registered.or_else(|| upstream.filter(|u| u.endpoint == *at).map(|u| u.node.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Standing;
+    use cluster::Term;
+
+    #[test]
+    fn a_standby_streams_from_its_primary_also_when_that_has_another_address_by_now() {
+        let at = |host: &str| Endpoint { host: host.into(), port: 5432 };
+        let member = |node: &str, host| MemberRecord {
+            node: node.parse().unwrap(),
+            postgres: at(host),
+            agent: at(host),
+            pg_version: 150_000,
+            system_id: None,
+            host: String::new(),
+            standing: Standing::default(),
+            slots: true,
+            holder: None,
+        };
+        let members = [member("n1", "db1"), member("n2", "db2")].map(|m| (m.node.clone(), m)).into();
+        let upstream = Upstream { node: "n1".parse().unwrap(), endpoint: at("10.0.0.1"), term: Term(7) };
+        let told = |host, upstream| node_at(&at(host), &members, upstream).map(|n| n.to_string());
+        assert_eq!(told("10.0.0.1", Some(&upstream)).as_deref(), Some("n1"));
+        assert_eq!(told("10.0.0.1", None), None);
+        assert_eq!(told("db2", Some(&upstream)).as_deref(), Some("n2"), "a member's own word comes first");
+        assert_eq!(told("10.0.0.2", Some(&upstream)), None);
     }
 }
