@@ -202,6 +202,8 @@ pub(crate) struct Agent {
     hung_stops: Mutex<(u32, cluster::Instant)>,
     /// Copies that were made because what was there did not start.
     unstarted: Mutex<crate::fsm::unstarted::Unstarted>,
+    /// Copies that were not made.
+    uncopied: Mutex<crate::fsm::unstarted::Failing>,
     /// Something may have to be done by ourselves.
     wake: Notify,
     /// PostgreSQL was seen to have ended.
@@ -310,6 +312,7 @@ pub async fn run(
         watchdog,
         hung_stops: Mutex::new((0, now)),
         unstarted: Mutex::default(),
+        uncopied: Mutex::default(),
         wake: Notify::new(),
         died: Notify::new(),
         register_again: Notify::new(),

@@ -12,7 +12,7 @@ use super::tool::ToolError;
 use super::wal_tail::{ExamineError, began_at};
 use crate::api::{Position, PostgresState};
 use crate::fsm::rejoin::{Facts, Plan, divergence, plan};
-use crate::fsm::unstarted::Kept;
+use crate::fsm::unstarted::{Kept, NotYet};
 use cluster::timeline::{Fork, History};
 use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
 use std::sync::atomic::Ordering;
@@ -48,6 +48,8 @@ pub(crate) enum RejoinError {
         #[source]
         source: ServerError,
     },
+    #[error(transparent)]
+    Uncopied(#[from] NotYet),
     #[error("term {promised} was promised meanwhile")]
     Superseded { promised: Term },
     #[error(
@@ -196,6 +198,8 @@ impl Agent {
                 self.unless_superseded(source.term, report).await?;
                 return self.follow_source(source).await;
             }
+            // Until then it stays up.
+            self.may_copy(source.term)?;
             // Nothing here is lost by that: all of it is on the primary's line.
             tracing::warn!(
                 node = %self.env.config.node, term = source.term.0, lsn = %end.lsn,

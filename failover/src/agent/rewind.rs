@@ -13,10 +13,10 @@ use super::rejoin::{RejoinError, Source};
 use super::sql::{Sql, SqlError};
 use super::tool::{self, ToolError};
 use crate::api::Position;
-use crate::fsm::unstarted::{Reason, Unstarted};
+use crate::fsm::unstarted::{Failing, NotYet, Reason, Unstarted};
 use crate::record::MemberRecord;
 use cluster::timeline::Fork;
-use cluster::{Endpoint, Lsn, NodeId, TimelineId};
+use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -159,6 +159,15 @@ impl Agent {
         Ok(())
     }
 
+    fn uncopied(&self) -> std::sync::MutexGuard<'_, Failing> {
+        self.uncopied.lock().expect("no holder of this lock panics")
+    }
+
+    /// May the primary of that term be copied now?
+    pub(super) fn may_copy(&self, term: Term) -> Result<(), NotYet> {
+        self.uncopied().may_copy(self.env.clock.now(), term)
+    }
+
     fn unstarted(&self) -> std::sync::MutexGuard<'_, Unstarted> {
         self.unstarted.lock().expect("no holder of this lock panics")
     }
@@ -199,20 +208,26 @@ impl Agent {
 
     /// Replace whatever is here by a copy of the source. Data that is here has been examined.
     pub(super) async fn clone_from(&self, source: &Source) -> Result<(), RejoinError> {
+        self.may_copy(source.term)?;
         let _replacing = Replacing::begin(self);
         let layout = &self.env.layout;
         let file = |what| move |source| RejoinError::File { what, source };
         remove_tree(&layout.data_new()).map_err(file("an unfinished copy could not be removed"))?;
         self.rejoining("cloning");
         let from = self.to_copy_from(source).await;
-        match self.copy(&from).await {
+        let copied = match self.copy(&from).await {
             Err(error) if from.0 != source.node => {
                 tracing::warn!(node = %self.env.config.node, from = %from.0, %error, "copying the primary instead");
                 remove_tree(&layout.data_new()).map_err(file("an unfinished copy could not be removed"))?;
-                self.copy(&(source.node.clone(), source.endpoint.clone())).await?;
+                self.copy(&(source.node.clone(), source.endpoint.clone())).await
             }
-            done => done?,
+            done => done,
+        };
+        match &copied {
+            Ok(()) => *self.uncopied() = Failing::default(),
+            Err(error) => self.uncopied().failed(self.env.clock.now(), source.term, error.to_string()),
         }
+        copied?;
         let floor = self.floor(source).await?;
         // In this order: a crash in between leaves either the old data or none, and a quarantine more than needed.
         self.remember(|m| m.quarantine = Some(floor)).map_err(file("the mark could not be written"))?;

@@ -4,7 +4,7 @@
 //! wrong or a host that is short of something is not mended by one, and a copy costs the primary more than anything else here.
 //! Where one might mend it all the same it is made late, and again at greater and greater distances.
 
-use cluster::Instant;
+use cluster::{Instant, Term};
 use std::fmt;
 use std::time::Duration;
 
@@ -197,9 +197,72 @@ impl Unstarted {
     }
 }
 
+/// Copies that failed in a row: each costs the primary a checkpoint, and as much of its disk and network as it came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failing {
+    times: u32,
+    last: Option<(Instant, Term, String)>,
+}
+
+/// Not yet again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("copying has failed ({times} in a row: {why}); tried again {pause:?} after that")]
+pub struct NotYet {
+    /// How many have failed.
+    pub times: u32,
+    /// How the last one did.
+    pub why: String,
+    /// From its failure to the next.
+    pub pause: Duration,
+}
+
+impl Failing {
+    /// May another begin, from the primary of that term? Whatever became of copies of an earlier one.
+    ///
+    /// # Errors
+    /// It has failed too often and not long ago.
+    pub fn may_copy(&self, now: Instant, term: Term) -> Result<(), NotYet> {
+        let Some((at, of, why)) = &self.last else { return Ok(()) };
+        let pause = match self.times {
+            0 | 1 => Duration::ZERO,
+            times => FIRST_PAUSE.saturating_mul(1 << (times - 2).min(10)).min(LONGEST_PAUSE),
+        };
+        if *of != term || now.since(*at) >= pause {
+            return Ok(());
+        }
+        Err(NotYet { times: self.times, why: why.clone(), pause })
+    }
+
+    /// One from the primary of that term has failed.
+    pub fn failed(&mut self, now: Instant, term: Term, why: String) {
+        let goes_on = self.last.as_ref().is_some_and(|(_, of, _)| *of == term);
+        self.times = if goes_on { self.times + 1 } else { 1 };
+        self.last = Some((now, term, why));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_that_fail_are_made_again_at_growing_distances_and_of_another_primary_at_once() {
+        let (mut failing, mut now) = (Failing::default(), Instant::from_nanos(0));
+        let mut waited = Vec::new();
+        for _ in 0..10 {
+            let begun = now;
+            while let Err(NotYet { why, .. }) = failing.may_copy(now, Term(7)) {
+                assert_eq!(why, "no space");
+                now = now + Duration::from_secs(1);
+            }
+            waited.push(now.since(begun).as_secs());
+            failing.failed(now, Term(7), "no space".into());
+        }
+        assert_eq!(waited, [0, 0, 10, 20, 40, 80, 160, 320, 600, 600]);
+        assert_eq!(failing.may_copy(now, Term(8)), Ok(()));
+        failing.failed(now, Term(8), "gone".into());
+        assert_eq!(failing.may_copy(now, Term(8)), Ok(()), "the first is repeated at once");
+    }
 
     fn elsewhere(log: &str) -> Elsewhere {
         match reason(log) {
