@@ -675,10 +675,21 @@ fn a_standby_that_was_away_for_too_long_is_cloned_anew() {
             sql.batch_execute("SELECT pg_switch_wal()").await.unwrap();
             sql.batch_execute("CHECKPOINT").await.unwrap();
         }
+        // What the primary keeps elsewhere cannot be copied to where something is already.
+        let elsewhere = c.nodes[p].config.data_dir.join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        let tablespace = format!("CREATE TABLESPACE elsewhere LOCATION '{}'", elsewhere.display());
+        sql.batch_execute(&tablespace).await.unwrap();
+        c.start(s).await;
+        let refused = |s: &AgentState| s.trouble.as_ref().filter(|t| t.contains("primary's tablespace")).cloned();
+        let told = c.until_state(s, "that it is not copied", refused).await;
+        assert!(told.contains(elsewhere.to_str().unwrap()), "{told}");
+        let up = |s: &AgentState| matches!(s.postgres, PostgresState::Standby(_)).then_some(());
+        c.until_state(s, "that it is up meanwhile", up).await;
         // A copy begins with a checkpoint, and is seen for as long as that takes.
         let checkpointer = c.value(p, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'").await;
         signal(checkpointer.parse().unwrap(), nix::sys::signal::Signal::SIGSTOP);
-        c.start(s).await;
+        sql.batch_execute("DROP TABLESPACE elsewhere").await.unwrap();
         // It streams for a moment before it is told that the WAL is gone.
         let copies = until("the copy", async || {
             let names =

@@ -37,6 +37,7 @@ mod rejoin;
 mod relax;
 mod release;
 mod rewind;
+mod room;
 mod said;
 mod slots;
 mod sql;

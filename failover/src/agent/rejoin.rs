@@ -6,6 +6,7 @@ use super::env::literal;
 use super::layout::fsync_dir;
 use super::postgres::{self, ServerError, Stop};
 use super::recovery_conf::Upstream;
+use super::room::NoRoom;
 use super::sql::{Replication, Sql, SqlError};
 use super::state::{Awaited, Unsteady};
 use super::tool::ToolError;
@@ -61,6 +62,8 @@ pub(crate) enum RejoinError {
     )]
     ReplayPaused { lsn: Lsn },
     #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    #[error(transparent)]
     Own(#[from] SqlError),
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -83,7 +86,7 @@ pub(super) struct Source {
     pub(super) endpoint: Endpoint,
     pub(super) history: History,
     /// A connection to it, for further questions.
-    sql: Sql,
+    pub(super) sql: Sql,
 }
 
 impl Source {
@@ -200,6 +203,7 @@ impl Agent {
             }
             // Until then it stays up.
             self.may_copy(source.term)?;
+            self.has_room_for(source).await?;
             // Nothing here is lost by that: all of it is on the primary's line.
             tracing::warn!(
                 node = %self.env.config.node, term = source.term.0, lsn = %end.lsn,

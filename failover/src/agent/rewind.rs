@@ -20,13 +20,18 @@ use cluster::{Endpoint, Lsn, NodeId, Term, TimelineId};
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// Bound on one question to a standby.
 const ASK_BOUND: Duration = Duration::from_secs(3);
 /// Bound on a rewind.
 const REWIND_BOUND: Duration = Duration::from_secs(6 * 3600);
-/// Bound on a copy.
-const CLONE_BOUND: Duration = Duration::from_secs(24 * 3600);
+/// A copy that has said nothing for so long does not get on: what it writes is synced to disk at its end.
+const CLONE_SILENCE: Duration = Duration::from_secs(2 * 3600);
+/// Bound on finding out who is primary when a copy is whole.
+const SOURCE_BOUND: Duration = Duration::from_secs(600);
+/// Between two attempts at that.
+const SOURCE_PAUSE: Duration = Duration::from_millis(500);
 /// Bound on the source's checkpoint after its promotion, which its agent asks for.
 const CHECKPOINT_BOUND: Duration = Duration::from_secs(120);
 /// What pg_rewind prints before it changes the first file.
@@ -159,7 +164,7 @@ impl Agent {
         Ok(())
     }
 
-    fn uncopied(&self) -> std::sync::MutexGuard<'_, Failing> {
+    pub(super) fn uncopied(&self) -> std::sync::MutexGuard<'_, Failing> {
         self.uncopied.lock().expect("no holder of this lock panics")
     }
 
@@ -210,9 +215,9 @@ impl Agent {
     pub(super) async fn clone_from(&self, source: &Source) -> Result<(), RejoinError> {
         self.may_copy(source.term)?;
         let _replacing = Replacing::begin(self);
+        self.has_room_for(source).await?;
         let layout = &self.env.layout;
         let file = |what| move |source| RejoinError::File { what, source };
-        remove_tree(&layout.data_new()).map_err(file("an unfinished copy could not be removed"))?;
         self.rejoining("cloning");
         let from = self.to_copy_from(source).await;
         let copied = match self.copy(&from).await {
@@ -228,6 +233,8 @@ impl Agent {
             Err(error) => self.uncopied().failed(self.env.clock.now(), source.term, error.to_string()),
         }
         copied?;
+        // Who was primary when it began may be none any more, where a standby was copied.
+        let source = &self.source_within(SOURCE_BOUND).await?;
         let floor = self.floor(source).await?;
         // In this order: a crash in between leaves either the old data or none, and a quarantine more than needed.
         self.remember(|m| m.quarantine = Some(floor)).map_err(file("the mark could not be written"))?;
@@ -245,6 +252,17 @@ impl Agent {
         Ok(())
     }
 
+    /// The primary, who may be about to change.
+    async fn source_within(&self, bound: Duration) -> Result<Source, RejoinError> {
+        let deadline = tokio::time::Instant::now() + bound;
+        loop {
+            match self.source().await {
+                Err(_) if tokio::time::Instant::now() < deadline => tokio::time::sleep(SOURCE_PAUSE).await,
+                done => return done,
+            }
+        }
+    }
+
     /// One base backup into the new directory.
     async fn copy(&self, (from, endpoint): &(NodeId, Endpoint)) -> Result<(), ToolError> {
         tracing::info!(node = %self.env.config.node, %from, "copying data");
@@ -252,12 +270,17 @@ impl Agent {
         command.arg("--pgdata").arg(self.env.layout.data_new());
         command.arg("--dbname").arg(conninfo_of_copy(&self.env, endpoint)).args(["--username", REPLICATION_USER]);
         command.args(["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"]);
+        let spoke = Notify::new();
         let progress = |line: &str| {
+            spoke.notify_one();
             if let Some(progress) = progress_of(line) {
                 self.state.change(|o| o.rejoin = Some(progress));
             }
         };
-        tool::run_lines(command, CLONE_BOUND, |_| {}, progress).await.map(drop)
+        // However much there is to copy: as long as it gets on.
+        let copied = tool::run_lines(command, Duration::MAX, |_| {}, progress);
+        let timed_out = || ToolError::TimedOut { program: "pg_basebackup".into(), after: CLONE_SILENCE };
+        unless_silent(copied, &spoke, CLONE_SILENCE).await.ok_or_else(timed_out)?
     }
 
     /// The node to copy from: the primary, or where that is wished a standby that streams its very timeline, so that all
@@ -282,6 +305,15 @@ impl Agent {
             }
         }
         (source.node.clone(), source.endpoint.clone())
+    }
+}
+
+/// Do `work` unless it says nothing for so long.
+async fn unless_silent<T>(work: impl Future<Output = T>, spoke: &Notify, silence: Duration) -> Option<T> {
+    let silent = async { while tokio::time::timeout(silence, spoke.notified()).await.is_ok() {} };
+    tokio::select! {
+        done = work => Some(done),
+        () = silent => None,
     }
 }
 
@@ -311,6 +343,13 @@ impl From<ToolError> for super::reconcile::ActError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_copy_that_says_nothing_is_given_up() {
+        let (spoke, soon, late) = (Notify::new(), Duration::from_millis(1), Duration::from_secs(3600));
+        assert_eq!(unless_silent(std::future::ready(7), &spoke, late).await, Some(7));
+        assert_eq!(unless_silent(std::future::pending::<()>(), &spoke, soon).await, None);
+    }
 
     #[test]
     fn progress_is_read_from_pg_basebackup() {
