@@ -3,7 +3,7 @@
 use crate::metrics::bump;
 use crate::route::{Misroutes, Reason};
 use crate::session::client::Session;
-use crate::sql::{Access, FunctionTable, LexRules, Recall, Statement, classify, executed, fingerprint};
+use crate::sql::{Access, FunctionTable, LexRules, Recall, Statement, executed, fingerprint};
 use crate::wire::codec::head;
 use crate::wire::frontend;
 use crate::worker::Worker;
@@ -30,8 +30,7 @@ impl<'a> Classifier<'a> {
 
     /// What a text does.
     pub(super) fn of(&self, sql: &[u8]) -> Statement {
-        let key = (self.table.number(), self.lex);
-        let class = self.recall.borrow_mut().of(sql, key, || classify(sql, self.table, self.lex));
+        let class = self.recall.borrow_mut().of(sql, self.table, self.lex);
         if class.access == Access::Read && !self.misroutes.is_empty() && self.refused(sql, Clock.now()) {
             return Statement { access: Access::Write, quiet: false, ..class };
         }

@@ -25,16 +25,22 @@ use part::{End, Part};
 
 /// What a text does, as far as the text tells. No allocation.
 pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Statement {
+    classified(sql, functions, lex).0
+}
+
+/// The same, and whether more of what stands in literals was looked at than that all of it is ASCII. Where it was not, any
+/// text does the same that is cut into the same tokens, its words and names being the same.
+pub(super) fn classified(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> (Statement, bool) {
     let standard = lex.standard_conforming_strings && lex.ascii_safe_encoding;
     if !standard && sql.iter().any(|b| !b.is_ascii() || *b == b'\\') {
-        return assume_the_worst(sql, functions);
+        return (assume_the_worst(sql, functions), true);
     }
     let mut lexer = Lexer::new(sql);
     let mut all = Sum::new(sql);
     loop {
         let (part, end) = Part::scan(&mut lexer, functions);
         match end {
-            End::Odd => return assume_the_worst(sql, functions),
+            End::Odd => return (assume_the_worst(sql, functions), true),
             End::Semicolon => all.add(&part),
             End::Text => {
                 all.add(&part);
@@ -53,7 +59,8 @@ pub fn classify(sql: &[u8], functions: &FunctionTable, lex: LexRules) -> Stateme
     // Where the functions are read anew everything may hide something, and hardly anything does.
     let hides = !functions.is_outdated() && functions.may_hide_volatile(sql);
     all.quiet &= standard && !hides;
-    Statement { aside, ..all.end(access) }
+    let looked = all.does || all.ours || all.names != Names::None || functions.looks_into_literals();
+    (Statement { aside, ..all.end(access) }, looked)
 }
 
 /// What the first statement of a text does to the transaction block, and the text behind it. What cannot be read does

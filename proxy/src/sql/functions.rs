@@ -350,6 +350,11 @@ impl FunctionTable {
         self
     }
 
+    /// Is there anything that is looked for in the whole of every text, be it in a literal?
+    pub(super) fn looks_into_literals(&self) -> bool {
+        !self.volatile_operators.is_empty() || self.bodies.has_operators()
+    }
+
     /// Can this text, or any, call a volatile function without naming it?
     pub(super) fn may_hide_volatile(&self, sql: &[u8]) -> bool {
         let holds = |operator: &[u8]| sql.windows(operator.len()).any(|part| part == operator);
