@@ -221,6 +221,25 @@ async fn a_killed_follower_of_three_and_an_endpoint_where_nothing_listens_are_sk
 }
 
 #[tokio::test]
+async fn an_etcd_without_space_refuses_writes_and_is_told_of() {
+    let etcd = Etcd::start_with(1, vec!["--quota-backend-bytes".into(), (2 << 20).to_string()]);
+    let s = store(&etcd);
+    let alarms = async || s.check_alarms().await.into_iter().map(|(_, alarms)| alarms).collect::<Vec<_>>();
+    assert_eq!(alarms().await, [Vec::<String>::new()]);
+    let deadline = Instant::now() + PATIENCE;
+    let refused = loop {
+        match s.txn(Txn::new().put("/a", vec![b'x'; 1 << 20])).await {
+            Err(StoreError::Refused { why, .. }) => break why,
+            other => assert!(Instant::now() < deadline, "{other:?}"),
+        }
+    };
+    assert!(refused.contains("space exceeded"), "{refused}");
+    assert!(matches!(s.grant(Duration::from_secs(9)).await, Err(StoreError::Refused { .. })));
+    assert!(s.get("/a").await.unwrap().is_some(), "reads go on");
+    assert_eq!(alarms().await, [["NOSPACE"]]);
+}
+
+#[tokio::test]
 async fn where_nothing_listens_a_write_is_certainly_not_done() {
     let s = EtcdStore::new(&config(vec!["http://127.0.0.1:1".into(), "http://127.0.0.1:2".into()])).unwrap();
     for result in [s.txn(Txn::new().put("/a", "1")).await.err(), s.get("/a").await.err()] {

@@ -86,8 +86,12 @@ pub(super) struct Running {
 /// Start every role asked for.
 pub(super) async fn start(config: &Config, registry: &Registry, inherited: Option<Inherited>) -> Result<Running> {
     let etcd = EtcdStore::new(&config.etcd).context("cannot use etcd")?;
-    let (versions, outdated) = (etcd.clone(), outdated(registry)?);
-    tokio::spawn(async move { versions.watch_versions(&outdated).await });
+    let about = "1 where this member's version has known lease bugs (fixed in etcd 3.4.38, 3.5.23, 3.6.5)";
+    let outdated = of_members(registry, "pgtenure_failover_etcd_outdated", about)?;
+    let about =
+        "1 where this member tells of an alarm: it is out of space, or its data differ, and etcd refuses writes";
+    let (members, alarm) = (etcd.clone(), of_members(registry, "pgtenure_failover_etcd_alarm", about)?);
+    tokio::spawn(async move { members.watch_members(&outdated, &alarm).await });
     let store: Arc<dyn Store> = Arc::new(etcd.clone());
     let mut starting = Starting { config, registry, etcd, store, inherited, running: Running::default() };
     // Whoever can fail by itself, and is cheap to undo, comes first; PostgreSQL comes last.
@@ -97,11 +101,10 @@ pub(super) async fn start(config: &Config, registry: &Registry, inherited: Optio
     Ok(starting.running)
 }
 
-fn outdated(registry: &Registry) -> Result<IntGaugeVec> {
-    let about = "1 where this member's version has known lease bugs (fixed in etcd 3.4.38, 3.5.23, 3.6.5)";
-    let outdated = IntGaugeVec::new(Opts::new("pgtenure_failover_etcd_outdated", about), &["endpoint"])?;
-    registry.register(Box::new(outdated.clone())).context("cannot show the versions of etcd")?;
-    Ok(outdated)
+fn of_members(registry: &Registry, name: &str, about: &str) -> Result<IntGaugeVec> {
+    let gauge = IntGaugeVec::new(Opts::new(name, about), &["endpoint"])?;
+    registry.register(Box::new(gauge.clone())).context("cannot show what etcd's members say")?;
+    Ok(gauge)
 }
 
 /// What starting a role needs.

@@ -20,8 +20,11 @@ use tracing::{info, warn};
 
 /// Least pause between two writes of the record.
 const MIN_GAP: Duration = Duration::from_millis(20);
-/// While the gate is open nobody waits for `busy`: it is written this seldom, for status pages.
+/// While the gate is open nobody waits for what is counted.
 const IDLE_GAP: Duration = Duration::from_secs(5);
+/// Nor for `busy`, which is for status pages, and differs whenever there are clients: each time it is written is a revision that
+/// etcd keeps until it is compacted.
+const BUSY_GAP: Duration = Duration::from_secs(300);
 /// What became of writes in doubt is told this soon: a person may be looking at the report of a failover.
 const DOUBTS_GAP: Duration = Duration::from_millis(500);
 /// Between two phases of one term, which nobody waits for either.
@@ -293,10 +296,12 @@ fn write_in(written: &ProxyState, (ago, differs_for): (Duration, Duration), stat
     let drains = |s: &ProxyState| s.gate == Gate::Draining;
     let gap = match same_term {
         true if written.gate == Gate::Open && state.gate == Gate::Open => {
-            if written.doubts == state.doubts {
+            if written.doubts != state.doubts {
+                DOUBTS_GAP
+            } else if written.below_mode != state.below_mode {
                 IDLE_GAP
             } else {
-                DOUBTS_GAP
+                BUSY_GAP
             }
         }
         true if !drains(written) && !drains(state) => PHASE_GAP,
@@ -332,13 +337,17 @@ mod tests {
         };
         let mut resolved = s(3, Gate::Open, 9);
         resolved.doubts.add(Term(2), Fate::Lost.into());
+        let mut lowered = s(3, Gate::Open, 8);
+        lowered.below_mode.add(Term(3), 1);
         let (open, drained) = (s(3, Gate::Open, 9), s(3, Gate::Draining, 0));
         let closed = |why, busy| s(3, Gate::Closed(why), busy);
         let ms = Duration::from_millis;
         for (written, ago, differs_for, state, want) in [
             (open, 60_000, 0, open, None),
-            (open, 1000, 0, s(3, Gate::Open, 8), Some(ms(4000))),
-            (open, 6000, 6000, s(3, Gate::Open, 8), Some(ms(0))),
+            (open, 6000, 6000, s(3, Gate::Open, 8), Some(ms(294_000))),
+            (open, 300_000, 300_000, s(3, Gate::Open, 8), Some(ms(0))),
+            (open, 1000, 0, lowered, Some(ms(4000))),
+            (open, 6000, 6000, lowered, Some(ms(0))),
             (open, 1000, 0, drained, Some(ms(0))),
             (open, 1000, 0, s(3, Gate::Draining, 9), Some(ms(40))),
             (open, 1000, 40, s(3, Gate::Draining, 9), Some(ms(0))),

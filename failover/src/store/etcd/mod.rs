@@ -18,7 +18,7 @@ use super::{
 use crate::config::etcd::Config;
 use classify::{Fate, fate, is_from_older_login, is_older_than_fixed};
 use endpoint::Endpoint;
-use etcd_client::{Client, CompareOp, GetOptions, KeyValue, PutOptions, TxnOp, TxnOpResponse};
+use etcd_client::{Client, CompareOp, GetOptions, KeyValue, PutOptions, StatusResponse, TxnOp, TxnOpResponse};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
@@ -87,13 +87,24 @@ impl EtcdStore {
         Ok(Self { shared: Arc::new(Shared::new(endpoints, config.request_timeout)) })
     }
 
-    /// Check the members' versions for ever: one may be down at first, or be replaced by an older one. `outdated` shows for
-    /// each endpoint that has answered whether leases are known to misbehave there.
-    pub async fn watch_versions(&self, outdated: &prometheus::IntGaugeVec) {
+    /// Check the members for ever: one may be down at first, or be replaced by an older one. `outdated` shows for each
+    /// endpoint that has answered whether leases are known to misbehave there, `alarm` whether it tells of an alarm.
+    pub async fn watch_members(&self, outdated: &prometheus::IntGaugeVec, alarm: &prometheus::IntGaugeVec) {
         let mut told = BTreeMap::new();
+        let mut alarmed = BTreeMap::new();
         loop {
             for (url, version) in self.check_versions(&mut told).await {
                 outdated.with_label_values(&[url]).set(i64::from(is_older_than_fixed(&version)));
+            }
+            for (url, alarms) in self.check_alarms().await {
+                alarm.with_label_values(&[&url]).set(i64::from(!alarms.is_empty()));
+                if alarmed.insert(url.clone(), alarms.clone()).unwrap_or_default() != alarms {
+                    warn!(
+                        endpoint = url,
+                        alarms = alarms.join(", "),
+                        "etcd's alarms have changed: with one it refuses writes"
+                    );
+                }
             }
             tokio::time::sleep(VERSIONS_AGAIN).await;
         }
@@ -104,11 +115,7 @@ impl EtcdStore {
     pub async fn check_versions(&self, told: &mut BTreeMap<String, String>) -> Vec<(String, String)> {
         let mut new = Vec::new();
         for endpoint in &self.shared.endpoints {
-            let asked = async {
-                let mut client = endpoint.client().await?;
-                client.status().await.map(|s| s.version().to_owned())
-            };
-            let Ok(Ok(version)) = tokio::time::timeout(self.shared.request_timeout, asked).await else { continue };
+            let Some(version) = self.status_of(endpoint).await.map(|s| s.version().to_owned()) else { continue };
             let url = &endpoint.url;
             if told.insert(url.clone(), version.clone()).as_ref() == Some(&version) {
                 continue;
@@ -123,6 +130,27 @@ impl EtcdStore {
             new.push((url.clone(), version));
         }
         new
+    }
+
+    /// Members that answered, and the alarms that each tells of: without space, or with data that differ, etcd refuses writes
+    /// and leases while reads go on.
+    pub async fn check_alarms(&self) -> Vec<(String, Vec<String>)> {
+        let mut found = Vec::new();
+        for endpoint in &self.shared.endpoints {
+            let Some(status) = self.status_of(endpoint).await else { continue };
+            let alarms = ["NOSPACE", "CORRUPT"].into_iter().filter(|a| status.errors().iter().any(|e| e.contains(a)));
+            found.push((endpoint.url.clone(), alarms.map(str::to_owned).collect()));
+        }
+        found
+    }
+
+    /// What that member says of itself; `None` where it does not answer, or not to this user.
+    async fn status_of(&self, endpoint: &Endpoint) -> Option<StatusResponse> {
+        let asked = async {
+            let mut client = endpoint.client().await?;
+            client.status().await
+        };
+        tokio::time::timeout(self.shared.request_timeout, asked).await.ok()?.ok()
     }
 
     fn outdated_members(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
