@@ -224,7 +224,7 @@ async fn a_killed_follower_of_three_and_an_endpoint_where_nothing_listens_are_sk
 async fn an_etcd_without_space_refuses_writes_and_is_told_of() {
     let etcd = Etcd::start_with(1, vec!["--quota-backend-bytes".into(), (2 << 20).to_string()]);
     let s = store(&etcd);
-    let alarms = async || s.check_alarms().await.into_iter().map(|(_, alarms)| alarms).collect::<Vec<_>>();
+    let alarms = async || s.check_alarms().await.into_iter().map(|(_, alarms, _)| alarms).collect::<Vec<_>>();
     assert_eq!(alarms().await, [Vec::<String>::new()]);
     let deadline = Instant::now() + PATIENCE;
     let refused = loop {
@@ -237,6 +237,7 @@ async fn an_etcd_without_space_refuses_writes_and_is_told_of() {
     assert!(matches!(s.grant(Duration::from_secs(9)).await, Err(StoreError::Refused { .. })));
     assert!(s.get("/a").await.unwrap().is_some(), "reads go on");
     assert_eq!(alarms().await, [["NOSPACE"]]);
+    assert!(s.check_alarms().await[0].2 > 1 << 20, "near its quota");
 }
 
 #[tokio::test]

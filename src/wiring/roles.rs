@@ -91,7 +91,9 @@ pub(super) async fn start(config: &Config, registry: &Registry, inherited: Optio
     let about =
         "1 where this member tells of an alarm: it is out of space, or its data differ, and etcd refuses writes";
     let (members, alarm) = (etcd.clone(), of_members(registry, "pgtenure_failover_etcd_alarm", about)?);
-    tokio::spawn(async move { members.watch_members(&outdated, &alarm).await });
+    let about = "Size of this member's database, which --quota-backend-bytes limits; the default of that is 2 GiB";
+    let bytes = of_members(registry, "pgtenure_failover_etcd_database_bytes", about)?;
+    tokio::spawn(async move { members.watch_members(&outdated, &alarm, &bytes).await });
     let store: Arc<dyn Store> = Arc::new(etcd.clone());
     let mut starting = Starting { config, registry, etcd, store, inherited, running: Running::default() };
     // Whoever can fail by itself, and is cheap to undo, comes first; PostgreSQL comes last.

@@ -61,8 +61,8 @@ fn status_fate(code: i32, message: &str) -> Fate {
         // "too many requests": refused before it is proposed. "database space exceeded" is for a person to solve.
         code::RESOURCE_EXHAUSTED if message.contains("too many requests") => Fate::NotDone,
         code::RESOURCE_EXHAUSTED if message.contains("space exceeded") => Fate::Refused,
-        // Said by a member that has no vote yet; another one does it.
-        code::FAILED_PRECONDITION if message.contains("not supported for learner") => Fate::NotDone,
+        // Said by a member that has no vote yet, up to 3.5 as unavailable; another one does it.
+        code::FAILED_PRECONDITION | code::UNAVAILABLE if message.contains("not supported for learner") => Fate::NotDone,
         // Refused before anything was done; it is done after another login.
         code::INVALID_ARGUMENT if message.contains(OLD_AUTH_REVISION) => Fate::NotDone,
         code::INVALID_ARGUMENT
@@ -108,6 +108,7 @@ mod tests {
             (code::INVALID_ARGUMENT, "etcdserver: duplicate key given in txn request", Fate::Refused),
             (code::INVALID_ARGUMENT, "etcdserver: revision of auth store is old", Fate::NotDone),
             (code::FAILED_PRECONDITION, "etcdserver: rpc not supported for learner", Fate::NotDone),
+            (code::UNAVAILABLE, "etcdserver: rpc not supported for learner", Fate::NotDone),
             (code::FAILED_PRECONDITION, "etcdserver: authentication is not enabled", Fate::Refused),
             (2, "transport error", Fate::Unknown),
         ] {

@@ -19,6 +19,7 @@ use crate::config::etcd::Config;
 use classify::{Fate, fate, is_from_older_login, is_older_than_fixed};
 use endpoint::Endpoint;
 use etcd_client::{Client, CompareOp, GetOptions, KeyValue, PutOptions, StatusResponse, TxnOp, TxnOpResponse};
+use prometheus::IntGaugeVec;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
@@ -88,15 +89,17 @@ impl EtcdStore {
     }
 
     /// Check the members for ever: one may be down at first, or be replaced by an older one. `outdated` shows for each
-    /// endpoint that has answered whether leases are known to misbehave there, `alarm` whether it tells of an alarm.
-    pub async fn watch_members(&self, outdated: &prometheus::IntGaugeVec, alarm: &prometheus::IntGaugeVec) {
+    /// endpoint that has answered whether leases are known to misbehave there, `alarm` whether it tells of an alarm, `bytes` how
+    /// large its database is.
+    pub async fn watch_members(&self, outdated: &IntGaugeVec, alarm: &IntGaugeVec, bytes: &IntGaugeVec) {
         let mut told = BTreeMap::new();
         let mut alarmed = BTreeMap::new();
         loop {
             for (url, version) in self.check_versions(&mut told).await {
                 outdated.with_label_values(&[url]).set(i64::from(is_older_than_fixed(&version)));
             }
-            for (url, alarms) in self.check_alarms().await {
+            for (url, alarms, size) in self.check_alarms().await {
+                bytes.with_label_values(&[&url]).set(size);
                 alarm.with_label_values(&[&url]).set(i64::from(!alarms.is_empty()));
                 if alarmed.insert(url.clone(), alarms.clone()).unwrap_or_default() != alarms {
                     warn!(
@@ -132,14 +135,14 @@ impl EtcdStore {
         new
     }
 
-    /// Members that answered, and the alarms that each tells of: without space, or with data that differ, etcd refuses writes
-    /// and leases while reads go on.
-    pub async fn check_alarms(&self) -> Vec<(String, Vec<String>)> {
+    /// Members that answered, the alarms that each tells of, and what counts against its quota, in bytes: without space, or with
+    /// data that differ, etcd refuses writes and leases while reads go on.
+    pub async fn check_alarms(&self) -> Vec<(String, Vec<String>, i64)> {
         let mut found = Vec::new();
         for endpoint in &self.shared.endpoints {
             let Some(status) = self.status_of(endpoint).await else { continue };
             let alarms = ["NOSPACE", "CORRUPT"].into_iter().filter(|a| status.errors().iter().any(|e| e.contains(a)));
-            found.push((endpoint.url.clone(), alarms.map(str::to_owned).collect()));
+            found.push((endpoint.url.clone(), alarms.map(str::to_owned).collect(), status.db_size()));
         }
         found
     }
