@@ -158,6 +158,7 @@ async fn run_until_asked(
                 if let Some(proxy) = &proxy {
                     proxy.retire();
                     let (proxy, ordered) = (proxy.clone(), proxy.clone());
+                    #[expect(clippy::async_yields_async, reason = "orders begin in turn, and are waited for beside each other")]
                     let order = move |text: Vec<u8>| {
                         let proxy = ordered.clone();
                         async move { proxy.obey(&text).await }
