@@ -31,6 +31,8 @@ const FUNCTIONS: &str = "create function sets() returns text language plpgsql as
     create function makes_there() returns void language plpgsql as $$ begin create table pg_temp.made(a int); end $$;
     create function executes() returns void language plpgsql as $$ begin execute 'select locks()'; end $$;
     create function prepares() returns void language plpgsql as $$ begin execute 'prepare p1 as select 7'; end $$;
+    create function limits() returns text language plpgsql security definer as
+        $$ begin return set_config('temp_file_limit', '1GB', false); end $$;
     create function clause() returns text language sql set work_mem = '5MB' as 'select current_setting(''work_mem'')';
     create table t(a int); grant all on t to app";
 const RELATIONS: &str = "create extension pg_trgm;
@@ -138,6 +140,11 @@ fn what_a_function_leaves_is_its_callers_and_nobody_elses() {
     ] {
         is_its_callers(&c, call, pins, (check, want));
     }
+    // What only its owner may set, nobody may take back by name.
+    ok(&mut Raw::login(c.port, &[]), "select limits()");
+    let mut both = [block(&c), block(&c)];
+    both.iter_mut().for_each(|session| assert_eq!(value(session, "show temp_file_limit"), "-1"));
+    both.iter_mut().for_each(|session| _ = ok(session, "commit"));
     let bound = c.counter("pgtenure_proxy_pins_total");
     let mut a = Raw::login(c.port, &[]);
     ok(&mut a, "select updates(), sets_here(), ordinary('x')");

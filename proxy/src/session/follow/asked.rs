@@ -16,6 +16,9 @@ use cluster::{Instant, Role};
 const MISSED: &str = "notifications may have been missed";
 const MISSED_DETAIL: &str = "The server that listened for this session was lost; another one listens now.";
 
+/// The number of no session.
+const NOBODY: u64 = u64::MAX;
+
 /// Servers in a row that may fail to take a session's settings in time, before that is taken for a refusal.
 const MAX_UNAPPLIED: u8 = 8;
 
@@ -145,15 +148,24 @@ impl Session {
 
     /// The server refuses the settings: a standby need not have them, but no statement may run without.
     fn not_applied(&mut self, frame: &[u8]) -> Result<(), Turn> {
+        let Some(server) = &mut self.server else { return Ok(()) };
+        // What the session before has set there, and this one may not take back by name, goes with RESET ALL, which asks for no
+        // privilege.
+        let left = settings::not_reset(&server.meta.given);
+        if !limits(frame) && *server.meta.given != left {
+            (server.meta.given, server.meta.estranged) = (left.into(), NOBODY);
+            self.apply();
+            return Ok(());
+        }
+        server.meta.spoilt = true;
+        let (node, role) = (server.meta.node.clone(), server.meta.role);
         if self.inbox.is_empty() {
             // The statement that they were for has been given up.
             self.mark_rest(self.w.now());
         }
-        let Some(server) = &mut self.server else { return Ok(()) };
-        server.meta.spoilt = true;
-        let (node, role) = (server.meta.node.clone(), server.meta.role);
-        if limits(frame) && self.tracking.unapplied < MAX_UNAPPLIED {
-            // They were given under the limits of the session before: that says nothing of them, nor of another server.
+        if (limits(frame) || self.buffers_taken(frame)) && self.tracking.unapplied < MAX_UNAPPLIED {
+            // They were given under the limits of the session before, or to a server that has had temporary tables: that says
+            // nothing of them, nor of another server.
             self.tracking.unapplied += 1;
             self.leave_draws();
             if self.listens || self.is_bound() {
@@ -172,6 +184,11 @@ impl Session {
         let why = String::from_utf8_lossy(backend::fields(frame).message).into_owned();
         self.fatal(&ClientError::SettingsRefused { node, why });
         Err(Turn::Close)
+    }
+
+    /// `temp_buffers` cannot be set any more on a server where any session has used a temporary table.
+    fn buffers_taken(&self, frame: &[u8]) -> bool {
+        backend::fields(frame).code == b"22023" && self.tracking.settings.get("temp_buffers").is_some()
     }
 
     /// Is another server to listen for the client, that has been told what became of its block?
