@@ -349,6 +349,10 @@ fn a_user_who_asks_for_no_database_of_the_servers_is_looked_up_all_the_same() {
     cluster.nodes[0].psql("alter role app replication");
     let mut console = Raw::login(cluster.port, &[("database", "pgtenure")]);
     assert_eq!(console.query("show version").last().map(String::as_str), Some("Z I"));
+    // Who is known is told by a server that it is not there.
+    let output = cluster.client("psql").env("PGDATABASE", "nowhere").args(["-XAtc", "select 1"]).output();
+    let said = String::from_utf8_lossy(&output.expect("psql can be started").stderr).into_owned();
+    assert!(said.contains("FATAL:  database \"nowhere\" does not exist"), "{said}");
     // As pg_basebackup and its like ask: there is no such database.
     let mut physical = Raw::login(cluster.port, &[("database", "replication"), ("replication", "true")]);
     let seen = physical.query("IDENTIFY_SYSTEM");

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
+use tokio_postgres::error::SqlState;
 
 /// Users remembered, and as many names that do not exist; beyond that the oldest of them are forgotten, half at a time.
 const MAX_KEPT: usize = 10_000;
@@ -37,6 +38,10 @@ const AT_ONCE_FOR_KNOWN: usize = 1;
 const MAX_NETWORKS: usize = 1024;
 /// A look-up as old as this was not refuted by a wrong password alone: people mistype.
 const YOUNG: Duration = Duration::from_secs(1);
+
+/// A login is refused so where the database is not there, takes no connections, or none of that user.
+const OF_DATABASE: [SqlState; 3] =
+    [SqlState::INVALID_CATALOG_NAME, SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, SqlState::INSUFFICIENT_PRIVILEGE];
 
 /// Why a user could not be looked up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +58,9 @@ pub enum LookupError {
     /// The server or the connection failed.
     #[error("{0}")]
     Server(String),
+    /// The server did not let `proxy.auth.query_user` into that database: it is not there, or not for that user.
+    #[error("{0}")]
+    Database(String),
     /// What the query gave is no user and secret.
     #[error("the query must give one row of two columns of text, the user and its secret")]
     Shape,
@@ -244,7 +252,12 @@ impl Lookups {
                 Ok(stored)
             }
             Err(error) => {
-                tracing::warn!(database = key.0.as_str(), %error, "user not looked up");
+                // Anybody may ask for a database that is not there, and is looked up elsewhere then.
+                if matches!(error, LookupError::Database(_)) {
+                    tracing::debug!(database = key.0.as_str(), %error, "user not looked up there");
+                } else {
+                    tracing::warn!(database = key.0.as_str(), %error, "user not looked up");
+                }
                 kept.get(&key).map_or(Err(error), |known| Ok(known.stored.clone()))
             }
         }
@@ -257,6 +270,8 @@ impl Lookups {
         for member in view.primary.iter().chain(&view.standbys).filter(|m| !m.fenced) {
             match ask(&self.reach, &member.postgres, key, query).await {
                 Ok(stored) => return Ok(stored),
+                // The others would say the same.
+                Err(error @ LookupError::Database(_)) => return Err(error),
                 Err(error) => last = error,
             }
         }
@@ -290,7 +305,12 @@ async fn ask(reach: &Reach, endpoint: &Endpoint, key: &Key, query: &Query) -> Re
         let source = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
         LookupError::Server(format!("{error}{source}"))
     };
-    let unreached = |error: ReachError| LookupError::Server(chain(&error));
+    let unreached = |error: ReachError| match &error {
+        ReachError::Login(refused) if refused.code().is_some_and(|code| OF_DATABASE.contains(code)) => {
+            LookupError::Database(chain(&error))
+        }
+        _ => LookupError::Server(chain(&error)),
+    };
     let (client, connection) = reach.converse(endpoint, &mut config).await.map_err(unreached)?;
     let rows = async { client.query(query.text.as_str(), &[&key.1]).await };
     let rows = tokio::select! {

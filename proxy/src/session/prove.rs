@@ -2,6 +2,7 @@
 
 use crate::auth::credentials::Credentials;
 use crate::auth::md5::Md5Hash;
+use crate::auth::query::LookupError;
 use crate::auth::rules::{Attempt, Certificate, Demand, Method, Way};
 use crate::auth::scram::{Accepted, ScramError, ServerSide, Verifier};
 use crate::auth::userlist::Stored;
@@ -78,7 +79,12 @@ impl Greeter<'_> {
             Origin::Tcp(addr) => Some(addr.ip()),
             Origin::Local { .. } => None,
         };
-        let found = shared.lookups.stored(&config, (database, &startup.user), address).await;
+        let mut found = shared.lookups.stored(&config, (database, &startup.user), address).await;
+        // Users are the cluster's: who has proven who they are hear from a server what is wrong with the database.
+        let of_client = config.auth.query.as_ref().is_some_and(|query| query.database.is_none());
+        if of_client && database != EVERYWHERE && matches!(found, Err(LookupError::Database(_))) {
+            found = shared.lookups.stored(&config, (EVERYWHERE, &startup.user), address).await;
+        }
         found.map_err(|error| ClientError::UserLookup { why: error.to_string() }.into())
     }
 
