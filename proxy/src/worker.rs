@@ -499,6 +499,11 @@ impl Worker {
         settings.clone()
     }
 
+    /// A primary lets it in no more.
+    pub fn forget_welcome(&self, identity: &Identity) {
+        self.shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner).remove(identity);
+    }
+
     /// What follows a new session. Those who come one after the other mostly begin with the same settings, and share them.
     pub fn begin_tracking(&self, application_name: Option<&str>) -> Tracking {
         let mut last = self.newcomer.borrow_mut();

@@ -166,4 +166,21 @@ fn a_read_in_a_database_that_is_dropped_is_told_what_the_primary_says() {
     // The standby ends it with 57P04, and where it runs next there is no such database either.
     assert_eq!(words(&a.until_ready()), "E 3D000 | Z I");
     assert_eq!(retried(&cluster), 1.0);
+    drop(a);
+    let refused = || {
+        let output = cluster.client("psql").env("PGDATABASE", "extra").args(["-XAtc", "select 1"]).output();
+        let said = String::from_utf8_lossy(&output.expect("psql can be started").stderr).into_owned();
+        assert!(said.contains("FATAL:  database \"extra\" does not exist"), "{said}");
+    };
+    // Nor does a login succeed there.
+    refused();
+    // Connections that are open for nobody are in nobody's way.
+    cluster.nodes[0].psql("create database extra owner app");
+    cluster.nodes[0].psql("alter role app createdb");
+    ok(&mut Raw::login(cluster.port, &[("database", "extra")]), "create table t ()");
+    let mut b = Raw::login(cluster.port, &[]);
+    let control = cluster.handle.as_ref().expect("it runs").control();
+    wait_for("the client to have left", || (control.clients() == 1).then_some(()));
+    ok(&mut b, "drop database extra");
+    refused();
 }

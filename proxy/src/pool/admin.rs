@@ -117,6 +117,15 @@ pub(crate) async fn here(
 pub async fn wait_close(shared: &Shared, scope: &Scope, limit: Duration) -> Result<(), OrderError> {
     let until = Instant::now() + limit;
     elder::wait_close(shared, scope, until).await?;
+    closed_here(shared, scope, (until, limit)).await
+}
+
+/// [`wait_close`], in this process only.
+pub(crate) async fn closed_here(
+    shared: &Shared,
+    scope: &Scope,
+    (until, limit): (Instant, Duration),
+) -> Result<(), OrderError> {
     loop {
         // Listened for before it is looked at: what closes in between is not missed.
         let mut closed = std::pin::pin!(shared.limits.closed.notified());

@@ -4,12 +4,12 @@
 
 use crate::catalog::Changes;
 use crate::config::pools::Pools;
-use crate::pool::admin::here;
+use crate::pool::admin::{closed_here, here};
 use crate::pool::doors::{Order, Scope};
 use crate::pool::policy::dbname;
 use crate::worker::Shared;
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -37,11 +37,7 @@ pub async fn follow(shared: &Shared, mut changes: watch::Receiver<Changes>, mut 
 
 async fn replace(shared: &Shared, at_servers: &str) {
     let pools = shared.config.borrow().pools.clone();
-    // What a login was told once is not what the next one is to be told.
-    let forget = |welcomes: &mut std::collections::BTreeMap<_, _>| {
-        welcomes.retain(|identity: &std::sync::Arc<crate::pool::Identity>, _| identity.dbname != at_servers);
-    };
-    forget(&mut shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner));
+    forget(shared, at_servers);
     for database in names(&pools, at_servers) {
         let limit = (Instant::now() + LIMIT, LIMIT);
         match here(shared, Order::Reconnect, Scope::Database(database.clone()), limit).await {
@@ -50,7 +46,42 @@ async fn replace(shared: &Shared, at_servers: &str) {
         }
     }
     // A connection that was made meanwhile may have said what the old ones began with.
-    forget(&mut shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner));
+    forget(shared, at_servers);
+}
+
+/// A client is about to drop, rename, move or copy the database that has this name at the servers: where it has no clients
+/// here, connections to it are closed as soon as they are free, and who comes asks a server whether it is there.
+pub fn leave(shared: &Arc<Shared>, at_servers: &str) {
+    let pools = shared.config.borrow().pools.clone();
+    let names = names(&pools, at_servers);
+    // Those would be in the way without a proxy, too.
+    if names.iter().any(|name| shared.admissions.of_database(name) > 0) {
+        return;
+    }
+    forget(shared, at_servers);
+    for scope in names.into_iter().map(Scope::Database).filter(|scope| shared.limits.open(scope) > 0) {
+        let shared = shared.clone();
+        tokio::task::spawn_local(async move {
+            let limit = (Instant::now() + LIMIT, LIMIT);
+            match here(&shared, Order::Reconnect, scope.clone(), limit).await {
+                Ok(()) => {
+                    tracing::info!(?scope, "no client is left, connections are closed for a command on the database")
+                }
+                Err(error) => tracing::warn!(?scope, %error, "connections not closed for a command on the database"),
+            }
+            // Names of databases may come and go for as long as the process lives.
+            let _ = closed_here(&shared, &scope, limit).await;
+            if shared.limits.open(&scope) == 0 {
+                shared.doors.lock().unwrap_or_else(PoisonError::into_inner).made_anew(&scope);
+            }
+        });
+    }
+}
+
+/// What a login was told once is not what the next one is to be told.
+fn forget(shared: &Shared, at_servers: &str) {
+    let mut welcomes = shared.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
+    welcomes.retain(|identity, _| identity.dbname != at_servers);
 }
 
 /// What clients call the database that has this name at the servers.

@@ -103,6 +103,12 @@ impl Doors {
         all.chain(each).flat_map(of).collect()
     }
 
+    /// No connection is left of those that [`Order::Reconnect`] was said of.
+    pub fn made_anew(&mut self, scope: &Scope) {
+        self.door(scope).reconnect = None;
+        self.databases.retain(|_, door| *door != Door::default());
+    }
+
     /// Has somebody said something of this database in particular?
     pub fn knows(&self, database: &str) -> bool {
         self.databases.contains_key(database)

@@ -1,13 +1,14 @@
 //! The queries of ours that keep a session's settings the same on whichever server serves it.
 
 use crate::ledger::entry::hides_notices;
+use crate::pool::defaults::leave;
 use crate::session::batch::Unit;
 use crate::session::client::{Session, Tail};
 use crate::session::settings;
 use crate::session::state::Pins;
 use crate::session::statements::ClientStatements;
 use crate::session::tracking::Reports;
-use crate::sql::{FunctionTable, Leaves, LexRules, LongText, Name, PinReason, Touched, executed, prepared};
+use crate::sql::{FunctionTable, Leaves, LexRules, LongText, Name, PinReason, Touched, alone_in, executed, prepared};
 use crate::wire::backend;
 use crate::wire::codec::head;
 use crate::wire::frontend;
@@ -55,6 +56,9 @@ fn add_executed(
 impl Session {
     /// A unit goes to the server: remember what it may change.
     pub(super) fn follow(&mut self, input: &[u8], unit: &Unit) {
+        if !unit.read && unit.tail_left == 0 {
+            self.make_way(&input[..unit.len]);
+        }
         let temp = !unit.read && !self.relay.standby && self.creates_temp();
         if unit.pins.is_empty() && !unit.unpins && !unit.discards && !unit.strange && !temp {
             return;
@@ -92,6 +96,21 @@ impl Session {
         self.tracking.pin(&mut self.pins, pins);
         self.tracking.unpins |= unit.unpins || unit.strange;
         self.tracking.discards |= unit.discards;
+    }
+
+    /// A command that takes that nobody is connected to another database does not fail because of what is open to it here for
+    /// nobody: PostgreSQL waits for some seconds.
+    fn make_way(&self, unit: &[u8]) {
+        let Ok(Some(first)) = head(unit) else { return };
+        let Some(frame) = unit.get(..first.total) else { return };
+        let sql = match first.kind {
+            b'Q' => frontend::query(frame),
+            b'P' => frontend::parse(frame).map(|parse| parse.sql),
+            _ => None,
+        };
+        if let Some(database) = sql.and_then(alone_in) {
+            leave(&self.w.shared, &database);
+        }
     }
 
     /// Custom settings may be left on the server that no question asks about: the next session resets them.

@@ -6,6 +6,7 @@
 //! the server can know (a volatile function behind a view, an operator or a cast) is caught by the standby's own
 //! refusal, SQLSTATE 25006.
 
+mod alone;
 mod aside;
 mod bodies;
 mod callers;
@@ -27,6 +28,7 @@ mod redefines;
 mod spliced;
 mod touched;
 
+pub use alone::alone_in;
 pub use aside::{changes_rows, first_words, keeps_read_only, only_configures, only_sets, sets_aside, statements};
 pub use bodies::{BodyRow, MAX_CALLS, RelationRow};
 pub use callers::{Callers, Hidden};

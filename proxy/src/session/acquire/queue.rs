@@ -102,7 +102,11 @@ impl Queue {
         let error = match open(w, want, member, role, permit, left).await {
             Ok(server) => return Ok(Some(server)),
             Err(None) => return Ok(None),
-            Err(Some(error)) if error.is_final() && role == Role::Primary => return Err(refused(error)),
+            Err(Some(error)) if error.is_final() && role == Role::Primary => {
+                // Nobody is to be told that this login succeeds before a server says so again.
+                w.forget_welcome(&want.identity);
+                return Err(refused(error));
+            }
             Err(Some(error)) => error,
         };
         tracing::debug!(node = %member.node, ?role, error = %describe(&error), "server not reached");
