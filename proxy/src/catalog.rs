@@ -197,7 +197,10 @@ impl Catalogs {
         let unloaded = FunctionTable::unloaded().with_pinning(self.shared.settings.pinning.clone());
         let (sender, receiver) = watch::channel(Arc::new(unloaded));
         if databases.len() >= MAX_DATABASES {
-            tracing::warn!(limit = MAX_DATABASES, "too many databases in use, reads of this one stay on the primary");
+            tracing::warn!(
+                limit = MAX_DATABASES,
+                "too many databases in use, reads of this one stay on the primary, which is asked behind each statement"
+            );
             sender.send_modify(|table| *table = Arc::new(FunctionTable::clone(table).failed()));
             return receiver;
         }
