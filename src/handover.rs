@@ -328,9 +328,11 @@ where
                 number = Some(word);
                 continue;
             }
-            let acting: Obeying = if word == NOBODY {
+            // Clients say which process number they like: what may be a secret is no order. Orders are longer.
+            let key = CancelSecret::new(secret);
+            let acting: Obeying = if word == NOBODY && key.is_none() {
                 order(secret.to_vec()).await
-            } else if let Some(secret) = CancelSecret::new(secret) {
+            } else if let Some(secret) = key {
                 let request = cancel(CancelKey { pid: word, secret });
                 Box::pin(async {
                     request.await;
@@ -460,18 +462,37 @@ mod tests {
         let (theirs, ours) = UnixStream::pair().unwrap();
         let (to, requests) = mpsc::channel(1);
         tokio::spawn(pass_on(ours, requests));
-        let order = |text: Vec<u8>| std::future::ready(Box::pin(std::future::ready(text == b"good")) as Obeying);
+        let order =
+            |text: Vec<u8>| std::future::ready(Box::pin(std::future::ready(text.starts_with(b"good"))) as Obeying);
         let serving = tokio::spawn(serve(theirs, |_| std::future::ready(()), order));
+        // As long as orders are.
+        let padded = |text: &str| format!("{text:40}");
         for (text, want) in [("good", Ok(true)), ("bad", Ok(false)), ("good", Ok(true))] {
             let (done, told) = oneshot::channel();
-            to.send(Passed::Order(PassedOrder { text: text.to_owned(), done })).await.unwrap();
+            to.send(Passed::Order(PassedOrder { text: padded(text), done })).await.unwrap();
             assert_eq!(told.await, want, "{text}");
         }
         serving.abort();
         let (done, told) = oneshot::channel();
         // It may be taken before it is noticed that nobody is there.
-        let _ = to.send(Passed::Order(PassedOrder { text: "good".to_owned(), done })).await;
+        let _ = to.send(Passed::Order(PassedOrder { text: padded("good"), done })).await;
         assert!(told.await.is_err());
+    }
+
+    /// Whoever reaches the port may send a request for nobody, with a secret of its choice.
+    #[tokio::test]
+    async fn a_cancel_request_is_no_order_whatever_it_says() {
+        let (theirs, mut ours) = UnixStream::pair().unwrap();
+        let (came, mut seen) = mpsc::channel(1);
+        let cancel = move |key| {
+            came.try_send(key).unwrap();
+            async {}
+        };
+        tokio::spawn(serve(theirs, cancel, unordered));
+        let forged = format!("{:32}", r#"["kill",null,9]"#);
+        let key = CancelKey { pid: NOBODY, secret: CancelSecret::new(forged.as_bytes()).unwrap() };
+        ours.write_all(&frames(1, key.pid, key.secret.as_bytes())).await.unwrap();
+        assert_eq!(seen.recv().await, Some(key));
     }
 
     #[tokio::test]

@@ -119,7 +119,8 @@ impl Control {
         if word == RELOAD {
             let (answer, outcome) = oneshot::channel();
             let asked = self.shared.orders.try_send(ProcessOrder::Reload(answer)).is_ok();
-            let done = asked && matches!(outcome.await, Ok(Ok(_)));
+            // Bounded: nothing else that comes from there is read meanwhile, and a process that ends answers nobody.
+            let done = asked && matches!(tokio::time::timeout(GRACE, outcome).await, Ok(Ok(Ok(_))));
             return Box::pin(std::future::ready(done));
         }
         let (shared, limit) = (self.shared.clone(), Duration::from_millis(limit));

@@ -39,10 +39,6 @@ const MAX_NETWORKS: usize = 1024;
 /// A look-up as old as this was not refuted by a wrong password alone: people mistype.
 const YOUNG: Duration = Duration::from_secs(1);
 
-/// A login is refused so where the database is not there, takes no connections, or none of that user.
-const OF_DATABASE: [SqlState; 3] =
-    [SqlState::INVALID_CATALOG_NAME, SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, SqlState::INSUFFICIENT_PRIVILEGE];
-
 /// Why a user could not be looked up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
@@ -58,7 +54,7 @@ pub enum LookupError {
     /// The server or the connection failed.
     #[error("{0}")]
     Server(String),
-    /// The server did not let `proxy.auth.query_user` into that database: it is not there, or not for that user.
+    /// The database is not there.
     #[error("{0}")]
     Database(String),
     /// What the query gave is no user and secret.
@@ -306,7 +302,8 @@ async fn ask(reach: &Reach, endpoint: &Endpoint, key: &Key, query: &Query) -> Re
         LookupError::Server(format!("{error}{source}"))
     };
     let unreached = |error: ReachError| match &error {
-        ReachError::Login(refused) if refused.code().is_some_and(|code| OF_DATABASE.contains(code)) => {
+        // Nobody gets into what is not there. One that `query_user` may not enter may have users of its own.
+        ReachError::Login(refused) if refused.code() == Some(&SqlState::INVALID_CATALOG_NAME) => {
             LookupError::Database(chain(&error))
         }
         _ => LookupError::Server(chain(&error)),

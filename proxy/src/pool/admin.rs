@@ -49,14 +49,21 @@ pub enum OrderError {
 /// See [`OrderError`].
 pub async fn order(shared: &Shared, order: Order, scope: Scope, limit: Duration) -> Result<(), OrderError> {
     let until = Instant::now() + limit;
+    if order != Order::Pause {
+        // Here it is carried out whatever becomes of it there.
+        let there = elder::order(shared, order, &scope, until);
+        let (there, done) = tokio::join!(there, here(shared, order, scope.clone(), (until, limit)));
+        return done.and(there);
+    }
     let before = elder::order(shared, order, &scope, until).await;
-    if order == Order::Pause && before.is_err() {
+    if before.is_err() {
         // It may still come to it. What had been paused before stays so.
         let paused_before = shared.doors.lock().unwrap_or_else(PoisonError::into_inner).pauses(&scope).is_some();
         if paused_before {
             return before;
         }
-        let _ = elder::order(shared, Order::Resume, &scope, until).await;
+        // With no time left only the first worker there would hear of it.
+        let _ = elder::order(shared, Order::Resume, &scope, Instant::now() + TAKE_BACK).await;
         return before;
     }
     here(shared, order, scope, (until, limit)).await.and(before)

@@ -151,7 +151,10 @@ impl Shared {
             // A full queue loses the request, as a lost packet would.
             let _ = peer.try_send(ToWorker::Cancel { place, secret: key.secret, done });
         }
-        if let Some(elder) = &*self.elder.lock().unwrap_or_else(PoisonError::into_inner) {
+        // No session has the number 0: it is that of orders.
+        if key.pid != 0
+            && let Some(elder) = &*self.elder.lock().unwrap_or_else(PoisonError::into_inner)
+        {
             let _ = elder.try_send(Passed::Cancel(PassedCancel { key, done: passed }));
         }
         async move {
