@@ -31,7 +31,7 @@ pub(super) struct PolicyOp {
     pub(super) id: u64,
     to: Wanted,
     /// Commits waited for nobody, and are to wait when it is complete.
-    until_armed: bool,
+    from_async: bool,
     sent: bool,
     deadline: Instant,
 }
@@ -47,7 +47,7 @@ impl PolicyOp {
         let lowered = p.suspended.as_ref().and_then(|s| s.lowered.as_ref());
         let done = match p.mode {
             Mode::Async => p.suspended.is_none() || lowered.is_some_and(|l| l.complete_from.is_some()),
-            Mode::Strict | Mode::Available => !self.until_armed || p.suspended.is_none(),
+            Mode::Strict | Mode::Available => !self.from_async || p.suspended.is_none(),
         };
         there && done && p.joint.is_none() && p.target() == (&self.to.quorum.voters[..], self.to.quorum.k)
     }
@@ -73,8 +73,8 @@ impl Planner {
             return Err(blockers);
         }
         let deadline = now + self.settings.operation_timeout;
-        let until_armed = to.mode != Mode::Async && (policy.mode == Mode::Async || is_replaced_at_once(&policy, &to));
-        self.policy_op = Some(PolicyOp { id, to, until_armed, sent: false, deadline });
+        let from_async = policy.mode == Mode::Async && to.mode != Mode::Async;
+        self.policy_op = Some(PolicyOp { id, to, from_async, sent: false, deadline });
         Ok(())
     }
 
@@ -98,10 +98,10 @@ impl Planner {
             Mode::Async if k as usize >= m.max(1) => blockers.push(Blocker::QuorumImpossible { m, k }),
             Mode::Strict | Mode::Available | Mode::Async => {}
         }
-        // Lowered or not: it must end before anything that commits wait for is changed. But where the standbys that are to vote, or
-        // those of an unfinished change, do not come back, it would never end.
+        // Lowered or not: it must end before anything that commits wait for is changed. But where the standbys of an unfinished
+        // change do not come back, it would never end.
         let taken_back = policy.suspended.is_some() && takes_back(policy, to);
-        let changes = !lowers && !taken_back && policy.mode != Mode::Async && !is_replaced_at_once(policy, to);
+        let changes = !lowers && !taken_back && policy.mode != Mode::Async;
         if let Some(s) = policy.suspended.as_ref().filter(|_| changes) {
             blockers.push(Blocker::Suspended { since: s.since, term: s.term });
         }
@@ -142,8 +142,8 @@ impl Planner {
         members.iter().filter_map(short).collect()
     }
 
-    /// In async mode, and where protection is suspended, voters change at once, as nothing is promised. What had been promised before
-    /// is on some of those who voted then, so where one of them leaves, first everybody who is to vote has it.
+    /// In async mode voters change at once, as nothing is promised. What had been promised before that mode is on some of
+    /// those who voted then, so first everybody who is to vote has it.
     fn owed_to_the_voters<'a>(
         &self,
         now: Instant,
@@ -151,10 +151,8 @@ impl Planner {
         to: &Quorum,
         primary: &NodeId,
     ) -> Option<&'a Suspension> {
-        let at_once = policy.mode == Mode::Async || policy.joint.is_none();
-        let suspension = policy.suspended.as_ref().filter(|_| at_once)?;
-        let leaves = policy.voters.iter().any(|v| !to.voters.contains(v));
-        let lowered = suspension.lowered.as_ref().filter(|l| l.k > 0 && leaves)?;
+        let suspension = policy.suspended.as_ref().filter(|_| policy.mode == Mode::Async)?;
+        let lowered = suspension.lowered.as_ref().filter(|l| l.k > 0 && policy.voters != to.voters)?;
         let has = |n: &NodeId| {
             let there = self.seen.streaming(n, now, &self.settings).filter(|_| !self.seen.fenced(n));
             there.is_some_and(|s| lowered.complete_from.is_some_and(|lsn| s.receive_lsn >= lsn))
@@ -296,12 +294,6 @@ fn takes_back(policy: &PolicyRecord, to: &Wanted) -> bool {
     policy.joint.is_some() && policy.mode == to.mode && before
 }
 
-/// Do voters or k become others in one step, as commits wait for nobody?
-fn is_replaced_at_once(policy: &PolicyRecord, to: &Wanted) -> bool {
-    let other = policy.target() != (&to.quorum.voters[..], to.quorum.k);
-    policy.suspended.is_some() && policy.joint.is_none() && policy.mode == to.mode && other
-}
-
 /// A suspension with new limits: what had ended it does not hold any more.
 fn renewed(s: Suspension) -> Suspension {
     Suspension { lowered: s.lowered.map(|l| Lowered { timed: false, ended: None, ..l }), ..s }
@@ -345,8 +337,8 @@ fn note(epoch: u64, to: &Wanted) -> String {
 /// Refused while another change is unfinished, which can only be taken back: commits may wait for either of its
 /// quorums, and a third would be one too many to satisfy. `old` has the new epoch already.
 fn quorum_changing(old: PolicyRecord, to: &Quorum) -> Result<PolicyRecord, Blocker> {
-    if old.mode == Mode::Async || old.suspended.is_some() && old.joint.is_none() {
-        // Commits wait for nobody, so there is nothing to overlap.
+    if old.mode == Mode::Async {
+        // Nothing is promised, so there is nothing to overlap.
         return Ok(PolicyRecord { voters: to.voters.clone(), k: to.k, joint: None, ..old });
     }
     let (voters, k) = match &old.joint {
