@@ -203,7 +203,7 @@ impl Agent {
             }
             // Until then it stays up.
             self.may_copy(source.term)?;
-            self.has_room_for(source).await?;
+            self.unless_superseded(source.term, self.has_room_for(source)).await?;
             // Nothing here is lost by that: all of it is on the primary's line.
             tracing::warn!(
                 node = %self.env.config.node, term = source.term.0, lsn = %end.lsn,

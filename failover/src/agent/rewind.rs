@@ -29,7 +29,7 @@ const REWIND_BOUND: Duration = Duration::from_secs(6 * 3600);
 /// A copy that has said nothing for so long does not get on: what it writes is synced to disk at its end.
 const CLONE_SILENCE: Duration = Duration::from_secs(2 * 3600);
 /// Bound on finding out who is primary when a copy is whole.
-const SOURCE_BOUND: Duration = Duration::from_secs(600);
+const SOURCE_BOUND: Duration = Duration::from_secs(60);
 /// Between two attempts at that.
 const SOURCE_PAUSE: Duration = Duration::from_millis(500);
 /// Bound on the source's checkpoint after its promotion, which its agent asks for.
@@ -233,8 +233,9 @@ impl Agent {
             Err(error) => self.uncopied().failed(self.env.clock.now(), source.term, error.to_string()),
         }
         copied?;
-        // Who was primary when it began may be none any more, where a standby was copied.
-        let source = &self.source_within(SOURCE_BOUND).await?;
+        // Who was primary when it began may be none any more. What was copied of that one is of no use then; where a standby was, it is.
+        let newer = if from.0 == source.node { None } else { Some(self.source_within(SOURCE_BOUND).await?) };
+        let source = newer.as_ref().unwrap_or(source);
         let floor = self.floor(source).await?;
         // In this order: a crash in between leaves either the old data or none, and a quarantine more than needed.
         self.remember(|m| m.quarantine = Some(floor)).map_err(file("the mark could not be written"))?;

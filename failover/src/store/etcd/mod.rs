@@ -98,7 +98,11 @@ impl EtcdStore {
             for (url, version) in self.check_versions(&mut told).await {
                 outdated.with_label_values(&[url]).set(i64::from(is_older_than_fixed(&version)));
             }
-            for (url, alarms, size) in self.check_alarms().await {
+            let found = self.check_alarms().await;
+            // What a member told that does not answer any more need not hold.
+            alarm.reset();
+            bytes.reset();
+            for (url, alarms, size) in found {
                 bytes.with_label_values(&[&url]).set(size);
                 alarm.with_label_values(&[&url]).set(i64::from(!alarms.is_empty()));
                 if alarmed.insert(url.clone(), alarms.clone()).unwrap_or_default() != alarms {
