@@ -141,7 +141,8 @@ fn what_a_function_leaves_is_its_callers_and_nobody_elses() {
         is_its_callers(&c, call, pins, (check, want));
     }
     // What only its owner may set, nobody may take back by name.
-    ok(&mut Raw::login(c.port, &[]), "select limits()");
+    let mut a = Raw::login(c.port, &[]);
+    ok(&mut a, "select limits()");
     let mut both = [block(&c), block(&c)];
     both.iter_mut().for_each(|session| assert_eq!(value(session, "show temp_file_limit"), "-1"));
     both.iter_mut().for_each(|session| _ = ok(session, "commit"));

@@ -103,8 +103,11 @@ impl Queue {
             Ok(server) => return Ok(Some(server)),
             Err(None) => return Ok(None),
             Err(Some(error)) if error.is_final() && role == Role::Primary => {
-                // Nobody is to be told that this login succeeds before a server says so again.
-                w.forget_welcome(&want.identity);
+                // Nobody is to be told that this login succeeds before a server says so again. But a proof that is refused is of this
+                // one client: others have better ones.
+                if !error.is_of_proof() {
+                    w.forget_welcome(&want.identity);
+                }
                 return Err(refused(error));
             }
             Err(Some(error)) => error,
