@@ -122,13 +122,23 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     let mut writer = Raw::login(cluster.nodes[0].port, &[]);
     writer.write(|out| write_query(out, "insert into seen values (2)"));
     wait_for("n2 to have it", || (cluster.nodes[1].psql("select count(*) from seen") == "2").then_some(()));
-    let [mut besides, mut vain, mut pinned, mut pinned_vain, mut ahead, mut strict, mut keeps, mut alone, mut within] =
-        [(); 9].map(|()| {
-            wait_for("a session whose read goes to n2", || {
-                let mut client = Raw::login(cluster.port, &[LONG]);
-                (value(&mut client, COUNT) == "2 n2").then_some(client)
-            })
-        });
+    let [
+        mut besides,
+        mut vain,
+        mut pinned,
+        mut pinned_vain,
+        mut ahead,
+        mut strict,
+        mut keeps,
+        mut alone,
+        mut within,
+        mut copies,
+    ] = [(); 10].map(|()| {
+        wait_for("a session whose read goes to n2", || {
+            let mut client = Raw::login(cluster.port, &[LONG]);
+            (value(&mut client, COUNT) == "2 n2").then_some(client)
+        })
+    });
     ok(&mut besides, "select pg_backend_pid()");
     ok(&mut strict, "set pgtenure.no_standby = 'error'");
     // They keep the primary's connection, and nobody's commit makes them wait.
@@ -137,6 +147,9 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     }
     lose_n2(&mut cluster);
     pinned_vain.write(|out| write_query(out, COUNT));
+    // What comes within a COPY is no read, and nothing before it is answered.
+    copies.write(|out| ["copy seen from stdin", COUNT].iter().for_each(|sql| write_query(out, sql)));
+    assert_eq!(copies.until_ready(), ["G", "E 08P01", "E 08P01", "EOF"]);
     // Nobody confirms it, and reads do not wait for ever, nor a second time: but it is not forgotten.
     for waits in [true, false] {
         assert_eq!(value(&mut vain, COUNT), "1 n1");

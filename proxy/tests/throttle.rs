@@ -65,6 +65,10 @@ fn writes_wait_while_the_standby_does_not_replay_and_reads_do_not() {
         assert!(began.elapsed() >= MAX_DELAY, "{sql} after {:?}", began.elapsed());
     }
     assert_eq!(said(&mut session, "rollback"), "C ROLLBACK | Z I");
+    // Nothing is answered before the end of a COPY, so nothing that is none of its messages waits for an answer.
+    let mut copies = Raw::login(c.port, &[]);
+    copies.write(|out| ["copy t from stdin", "insert into t values (1)"].iter().for_each(|sql| write_query(out, sql)));
+    assert_eq!(copies.until_ready(), ["G", "E 08P01", "E 08P01", "EOF"]);
     // Nor does who asks more before it was answered get past.
     let (before, began) = (delayed(&c), Instant::now());
     session.write(|out| (0..3).for_each(|_| write_query(out, "insert into t values (1)")));
@@ -81,17 +85,17 @@ fn writes_wait_while_the_standby_does_not_replay_and_reads_do_not() {
     assert_eq!(said(&mut session, "select 1"), "T | D 1 | C SELECT 1 | Z I");
     // Nor is what reads a table that only the primary has.
     assert_eq!(said(&mut session, "select a from u"), "T | C SELECT 0 | Z I");
-    assert_eq!((before - start, delayed(&c) - start), (6.0, 6.0));
+    assert_eq!((before - start, delayed(&c) - start), (7.0, 7.0));
     // Nor is a login, of somebody for whom no server has been asked yet.
     drop(Raw::login(c.port, &[("options", "-c work_mem=1234kB")]));
-    assert_eq!(delayed(&c) - start, 6.0);
-    assert!(c.counter("pgtenure_proxy_slowed_seconds_total") >= 6.0 * full);
+    assert_eq!(delayed(&c) - start, 7.0);
+    assert!(c.counter("pgtenure_proxy_slowed_seconds_total") >= 7.0 * full);
 
     // Who waits goes on as soon as the standby has caught up.
     c.nodes[1].psql("select pg_wal_replay_resume()");
     delay_is(&c, "no delay", |seconds| seconds == 0.0);
     assert_eq!(said(&mut session, "insert into t values (3)"), "C INSERT 0 1 | Z I");
-    assert_eq!(delayed(&c) - start, 6.0);
+    assert_eq!(delayed(&c) - start, 7.0);
     let shown = said(&mut console, "show throttle");
     assert!(shown.contains("D 0 "), "{shown}");
 }

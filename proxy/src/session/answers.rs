@@ -154,7 +154,7 @@ impl Session {
         let pid = pid_of(self.w.index, self.place);
         let host = Conversation { w: &self.w, meta, tracking: &self.tracking, keeps, pid };
         self.relay.head_kept = self.retained_lens.front().is_some_and(|&len| len > 0);
-        let (hiding, blind) = (self.relay.hiding(), self.relay.is_blind());
+        let (hiding, blind, copied) = (self.relay.hiding(), self.relay.is_blind(), self.relay.copy_in());
         let at_once = server.meta.role == Role::Primary && self.leaves_at_once();
         let mut sink = Sink::new(self.w.take_spare());
         let progress = self.relay.server_bytes(input, &mut sink, &host);
@@ -178,6 +178,8 @@ impl Session {
         }
         self.account(hiding, now);
         self.rescan |= matches!(self.inbox.first(), Some(b'd' | b'c' | b'f'));
+        // What waited for the answer to a COPY.
+        self.rescan |= !copied && self.relay.copy_in() && !self.inbox.is_empty();
         // A unit that was too long to go on: nothing else would look at the rest of it before its Sync is answered.
         self.rescan |= self.relay.open.is_some() && !self.wants_more && self.relay.pending() < MAX_PENDING;
         if sent.is_err() {

@@ -102,8 +102,14 @@ impl Session {
                 return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
-                    // What was asked before is answered first.
-                    Gate::Open if !starts && self.must_begin_anew(unit, access, now) => Step::Wait,
+                    Gate::Open if !starts && self.must_begin_anew(unit, access, now) => match self.relay.copy_in() {
+                        // What was asked before is answered first.
+                        false => Step::Wait,
+                        // That is never answered: the server waits for rows, and would end the connection.
+                        true => self.violation(&ClientError::ProtocolViolation {
+                            what: "unexpected message during COPY from stdin".into(),
+                        }),
+                    },
                     Gate::Open if self.is_behind_after(starts, now) => self.await_after(access, starts, now),
                     Gate::Open if starts && self.must_await_proof(access, now) => self.hold_unproven(access, now),
                     Gate::Open if starts && self.must_be_shown(unit, now) => match self.hold_unshown(now) {
@@ -163,8 +169,10 @@ impl Session {
         self.own_set != 0
             || self.doubts(access, now).is_some()
             || self.after_unknown(now).is_some()
-            || self.must_be_shown(unit, now)
-            || access == Access::Write && !unit.quiet && self.w.slowed().is_some()
+            // What comes within a COPY is not run.
+            || !self.relay.copy_in()
+                && (self.must_be_shown(unit, now)
+                    || access == Access::Write && !unit.quiet && self.w.slowed().is_some())
     }
 
     /// A session that keeps its server waits for the gate, a proof, or the end of a cancel request that was given up: the
