@@ -58,6 +58,8 @@ pub struct Topology {
     pub xid_bounds: Vec<XidBound>,
     /// A term all of whose writes this one holds, whatever positions are known of it.
     pub holds_all_of: Option<Term>,
+    /// The same but for what was committed last with `synchronous_commit = off`.
+    pub holds_written_of: Option<Term>,
     /// An operator allowed this term to begin without what a quorum had confirmed in the one before.
     pub loss_allowed: bool,
 }
@@ -180,6 +182,7 @@ impl Topology {
             forks: Vec::new(),
             xid_bounds: Vec::new(),
             holds_all_of: None,
+            holds_written_of: None,
             loss_allowed: false,
         }
     }

@@ -52,10 +52,14 @@ pub struct TermRecord {
     /// promoted past the managers. `None` in records of versions that did not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest_timeline: Option<TimelineId>,
-    /// The last open term, where this one is known to hold all that it wrote: its primary was stopped cleanly for a switchover
-    /// and had told where its WAL ends. Set by T2.
+    /// The last open term, where this one is known to hold all that it wrote: its primary was stopped cleanly and has
+    /// told where its WAL ends. Set by T2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holds_all_of: Option<Term>,
+    /// The last open term, where this one is known to hold all of it that its primary's disk had, as that has told since. It was not
+    /// stopped cleanly, so what was committed last with `synchronous_commit = off` may never have been there. Set by T2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds_written_of: Option<Term>,
     /// etcd was lost or restored from a backup since the last open term, so who was its primary is not known for sure:
     /// as many nodes must be frozen as suffice whoever it was. Said by every term from then on until one is open.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -574,6 +578,7 @@ mod tests {
             phase: Phase::Recruiting,
             newest_timeline,
             holds_all_of: None,
+            holds_written_of: None,
             ..chosen.clone()
         };
         let ninth = begun(9, chosen.may_have_made());

@@ -310,6 +310,7 @@ impl World {
             policy_epoch: 1,
             newest_timeline: None,
             holds_all_of: None,
+            holds_written_of: None,
             history_lost: false,
             lossy_timelines: Vec::new(),
             chosen_before: None,

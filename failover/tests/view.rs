@@ -51,6 +51,7 @@ fn term(term: u64, phase: Phase) -> TermRecord {
         policy_epoch: 1,
         newest_timeline: None,
         holds_all_of: None,
+        holds_written_of: None,
         history_lost: false,
         lossy_timelines: Vec::new(),
         chosen_before: None,

@@ -411,6 +411,7 @@ impl Planner {
             policy_epoch: policy.value.epoch,
             newest_timeline,
             holds_all_of: None,
+            holds_written_of: None,
             history_lost: self.history_lost(),
             lossy_timelines: old.value.left_lossy(),
             chosen_before: self.left_chosen(),

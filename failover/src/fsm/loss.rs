@@ -4,13 +4,13 @@
 //! have answered since, of which the best may be missing: so it is looked at again, by what they have. Nothing is open
 //! meanwhile, and who is awaited is asked on.
 
-use crate::api::{Position, PostgresState};
+use crate::api::{Frozen, Position, PostgresState};
 use crate::fsm::blocker::Blocker;
 use crate::fsm::candidate::Choice;
 use crate::fsm::planner::Planner;
 use crate::fsm::round::Round;
 use crate::record::{Cause, Mode, PolicyRecord, Tenure, Window};
-use cluster::timeline::History;
+use cluster::timeline::{Fork, History};
 use cluster::{Instant, Lsn, NodeId};
 use std::cmp::Ordering;
 
@@ -91,9 +91,41 @@ impl Planner {
     /// Does a node whose WAL ends at `base` hold all that the last primary had written when it was stopped cleanly? A later
     /// timeline alone does not tell: a term in between may have left that one before its end, and not have been opened.
     pub(super) fn holds_the_end(&self, round: &Round, history: Option<&History>, base: Position) -> bool {
-        let (Some(prev), Some((old, end))) = (&round.prev, &round.begin.end) else { return false };
-        let of_prev = *old == prev.node && end.timeline == prev.timeline && base.timeline >= prev.timeline;
+        let (Some(prev), Some(end)) = (&round.prev, &round.journal.clean_end) else { return false };
+        let of_prev = end.timeline == prev.timeline && base.timeline >= prev.timeline;
         of_prev && self.lost_from(prev, history, base).is_some_and(|from| from >= end.lsn)
+    }
+
+    /// Does it hold all that was found on the last primary's disk since? What was acknowledged by that disk is there then; a commit
+    /// with `synchronous_commit = off` need not have come to it.
+    pub(super) fn holds_what_was_found(&self, round: &Round, history: Option<&History>, base: Position) -> bool {
+        let Some(prev) = &round.prev else { return false };
+        let ours = |f: &&Frozen| f.quarantine.is_none() && self.seen.foreign(f.system_id.as_ref()).is_none();
+        let found = round.frozen.get(&prev.node).filter(ours).and_then(|f| f.position);
+        let Some(found) = found.filter(|p| p.timeline == prev.timeline) else { return false };
+        base.timeline >= prev.timeline && self.lost_from(prev, history, base).is_some_and(|from| from >= found.lsn)
+    }
+
+    /// The last primary's agent says that it is stopped cleanly, whoever ordered that and whether the answer came: that counts as
+    /// much, also once it is started again.
+    pub(super) fn note_the_end(&self, round: &mut Round) {
+        let end =
+            round.prev.as_ref().filter(|_| round.journal.clean_end.is_none()).and_then(|prev| self.clean_end(prev));
+        round.journal.clean_end = round.journal.clean_end.or(end);
+    }
+
+    /// Where that primary ended, if it is stopped cleanly as its agent said last. No commit lies behind the beginning of that
+    /// checkpoint.
+    pub(super) fn clean_end(&self, of: &Tenure) -> Option<Fork> {
+        let state = self.seen.agents.get(&of.node)?.state.as_ref()?;
+        let end = match &state.postgres {
+            PostgresState::Stopped { clean: true, was_primary: true, timeline, checkpoint_lsn } => {
+                Fork { timeline: *timeline, lsn: *checkpoint_lsn }
+            }
+            _ => return None, // it runs, or what it had when it was stopped is not known
+        };
+        let ours = self.seen.foreign(state.system_id.as_ref()).is_none();
+        (ours && end.timeline == of.timeline).then_some(end)
     }
 
     /// What of the last primary's WAL lies past `from`, at least: by what was heard while it wrote, and by what it says of

@@ -39,6 +39,7 @@ impl Planner {
         };
         round.enough_since = if enough { round.enough_since.or(Some(now)) } else { None };
         self.heed_the_end(now, round, &usable);
+        self.note_the_end(round);
         let at_home = round.begin.home.as_ref().is_some_and(|h| names.contains(h) && !round.needs_recovery(h));
         let going_home = round.begin.home.is_some() && !at_home && self.may_come_home(now, round);
         // A quorum's best holds every acknowledged commit, so others are only waited for to have a wish fulfilled,
@@ -323,8 +324,10 @@ impl Planner {
             observed(&mut round.journal, format!("{node} was waited for and could not be frozen or recovered"));
         }
         let history = usable.get(&choice.node).and_then(|f| f.history.as_ref());
-        let all = self.holds_the_end(round, history, choice.base) && !round.history_lost && !round.begin.allow_loss;
-        round.holds_all_of = round.prev.as_ref().filter(|_| all).map(|p| p.term);
+        let last = round.prev.as_ref().map(|p| p.term).filter(|_| !round.history_lost && !round.begin.allow_loss);
+        let all = self.holds_the_end(round, history, choice.base);
+        let written = !all && self.holds_what_was_found(round, history, choice.base);
+        (round.holds_all_of, round.holds_written_of) = (last.filter(|_| all), last.filter(|_| written));
         let record = TermRecord {
             phase: Phase::Promoting,
             node: Some(choice.node.clone()),

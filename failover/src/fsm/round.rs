@@ -95,6 +95,8 @@ pub(super) struct Round {
     pub(super) newest_timeline: Option<TimelineId>,
     /// See [`TermRecord::holds_all_of`].
     pub(super) holds_all_of: Option<Term>,
+    /// See [`TermRecord::holds_written_of`].
+    pub(super) holds_written_of: Option<Term>,
     /// See [`TermRecord::history_lost`].
     pub(super) history_lost: bool,
     /// See [`TermRecord::lossy_timelines`].
@@ -206,6 +208,7 @@ impl Round {
             prev: term.value.prev.clone(),
             newest_timeline: term.value.newest_timeline,
             holds_all_of: term.value.holds_all_of,
+            holds_written_of: term.value.holds_written_of,
             history_lost: term.value.history_lost,
             lossy_timelines: term.value.lossy_timelines.clone(),
             chosen_before: term.value.chosen_before.clone(),
@@ -319,6 +322,7 @@ impl Planner {
             policy_epoch: round.policy.epoch,
             newest_timeline: round.newest_timeline,
             holds_all_of: round.holds_all_of,
+            holds_written_of: round.holds_written_of,
             history_lost: round.history_lost,
             lossy_timelines: round.lossy_timelines.clone(),
             chosen_before: round.chosen_before.clone(),

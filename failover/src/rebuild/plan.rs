@@ -304,6 +304,7 @@ fn records(
         policy_epoch: policy.epoch,
         newest_timeline: None,
         holds_all_of: None,
+        holds_written_of: None,
         history_lost: true,
         lossy_timelines: Vec::new(),
         chosen_before: None,

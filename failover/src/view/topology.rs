@@ -119,6 +119,7 @@ pub fn topology(records: &Records, validity: Validity) -> Topology {
         forks: if term.forks.is_empty() { term.fork.into_iter().collect() } else { term.forks.clone() },
         xid_bounds: xid_bounds(term),
         holds_all_of: term.holds_all_of,
+        holds_written_of: term.holds_written_of,
         loss_allowed: term.may_lack_acknowledged(),
     }
 }
@@ -298,6 +299,7 @@ mod tests {
                 policy_epoch: 1,
                 newest_timeline: None,
                 holds_all_of: None,
+                holds_written_of: None,
                 history_lost: false,
                 lossy_timelines: Vec::new(),
                 chosen_before: None,

@@ -68,10 +68,14 @@ fn order(command: &Command) -> String {
 
 fn put(put: &RecordPut) -> String {
     match put {
-        RecordPut::Term(TermRecord { term, phase, node, prev, holds_all_of, .. }) => {
+        RecordPut::Term(TermRecord { term, phase, node, prev, holds_all_of, holds_written_of, .. }) => {
             let node = node.as_ref().map_or_else(String::new, |n| format!(" {n}"));
             let prev = prev.as_ref().map_or_else(String::new, |p| format!(" after {} of {}", p.term, p.node));
-            let all = holds_all_of.map_or_else(String::new, |_| " with all of it".to_owned());
+            let all = match (holds_all_of, holds_written_of) {
+                (Some(_), _) => " with all of it",
+                (None, Some(_)) => " with all that was written",
+                (None, None) => "",
+            };
             format!("term {term} {phase:?}{node}{prev}{all}")
         }
         RecordPut::Policy(p) => {

@@ -264,7 +264,7 @@ impl World {
         let now = self.now;
         let node = &mut self.nodes[n];
         node.promise = node.promise.max(term);
-        (node.is, node.upstream, node.frozen_for) = (Is::Standby, Some((p, term)), None);
+        (node.is, node.clean, node.upstream, node.frozen_for) = (Is::Standby, false, Some((p, term)), None);
         (node.receiver, node.not_streaming_since) = (None, now);
         self.go_through_slot(n);
         self.say(format!("{} follows {} of term {term}", name(n), name(p)));

@@ -5,7 +5,7 @@ use super::node::{Names, Node};
 use super::{FAULTS_END, HEALED, World, name};
 use cluster::sync_names::SyncNames;
 use cluster::{NodeId, Term};
-use failover::record::Mode;
+use failover::record::{Cause, Mode};
 use std::collections::BTreeSet;
 
 /// Records that a standby may lack when nothing is wrong.
@@ -27,6 +27,7 @@ impl World {
             self.fail(format!("{name} opens without the acknowledged writes {missing:?}"));
         }
         self.check_told(n);
+        self.check_whole(n);
         if self.nodes.iter().any(|x| x.is_primary() && !x.flushes(self.now)) {
             self.reach("a primary replaced while its disk hangs");
         }
@@ -38,6 +39,24 @@ impl World {
         if self.records.policy.as_ref().is_some_and(|p| p.value.protects() && p.value.k >= 2) {
             self.reach("a failover of two copies");
         }
+    }
+
+    /// A term that is said to have all that the last one wrote has it.
+    fn check_whole(&mut self, n: usize) {
+        let Some(term) = self.records.term.as_ref().map(|t| t.value.clone()) else { return };
+        let Some(of) = term.holds_all_of.or(term.holds_written_of) else { return };
+        let has = |at: usize, entry: (u32, u64)| self.nodes[n].wal.get(at) == Some(&entry);
+        let of_last = self.written.iter().filter(|((timeline, _), _)| u64::from(*timeline) == of.0);
+        let missing: Vec<u64> =
+            of_last.filter(|((line, place), what)| !has(place - 1, (*line, **what))).map(|(_, what)| *what).collect();
+        if !missing.is_empty() {
+            self.fail(format!("{} is said to have all of term {of} and lacks {missing:?}", name(n)));
+        }
+        self.reach(match (term.holds_all_of, term.cause) {
+            (Some(_), Cause::Switchover) => "a switchover known to have lost nothing",
+            (Some(_), _) => "a failover known to have lost nothing, as the primary was stopped cleanly",
+            (None, _) => "a term known to have all that was on the last primary's disk",
+        });
     }
 
     /// The journal of a term that an operator let lose something says from where on that is, or that it is not known yet.

@@ -93,12 +93,16 @@ impl World {
             Command::Open(order) => self.open(n, order),
             Command::Checkpoint(_) => Ok(Reply::Done),
             Command::Stop(_) => {
-                if !self.nodes[n].serves(term) {
+                if self.nodes[n].serves(term) {
+                    self.nodes[n].stop();
+                    self.nodes[n].clean = true;
+                } else if matches!(self.nodes[n].is, Is::Stopped { .. }) {
+                    self.reach("a primary that was stopped when the order to stop came");
+                } else {
                     return Err(wrong_state(n, "primary of the term"));
                 }
-                let end = Some(self.nodes[n].end());
-                self.nodes[n].stop();
-                Ok(Reply::Stopped(Stopped { clean: true, end }))
+                let (node, clean) = (&self.nodes[n], self.nodes[n].clean);
+                Ok(Reply::Stopped(Stopped { clean, end: clean.then(|| node.end()) }))
             }
             Command::Relax(order) => self.relax(n, term, order.policy_epoch),
             Command::Arm(order) => self.arm(n, order),

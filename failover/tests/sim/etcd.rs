@@ -44,6 +44,7 @@ pub(crate) fn first(m: usize, k: u32, mode: Mode, spare: bool) -> Records {
         policy_epoch: 1,
         newest_timeline: None,
         holds_all_of: None,
+        holds_written_of: None,
         history_lost: false,
         lossy_timelines: Vec::new(),
         chosen_before: None,

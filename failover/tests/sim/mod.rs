@@ -29,7 +29,7 @@ use std::time::Duration;
 use walsenders::Sender;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 58] = [
+pub(crate) const SOMETIMES: [&str; 62] = [
     "a failover begun while the primary was ending",
     "a primary replaced while its disk hangs",
     "a term that the proxy has heard of",
@@ -88,6 +88,10 @@ pub(crate) const SOMETIMES: [&str; 58] = [
     "a slot taken back from a connection that was left",
     "an order to wait for two that waited for slots",
     "a failover of two copies",
+    "a primary that was stopped when the order to stop came",
+    "a switchover known to have lost nothing",
+    "a failover known to have lost nothing, as the primary was stopped cleanly",
+    "a term known to have all that was on the last primary's disk",
 ];
 
 /// Faults come until here, then everything heals.

@@ -54,6 +54,8 @@ pub(crate) struct Node {
     pub(crate) armed: u64,
     pub(crate) name: NodeId,
     pub(crate) is: Is,
+    /// It was stopped cleanly, as a primary.
+    pub(crate) clean: bool,
     /// An operator has taken it out, as its agent has read.
     pub(crate) fenced: bool,
     /// Timeline and content of each record.
@@ -120,6 +122,7 @@ impl Node {
             armed: 0,
             name: name(i),
             fenced: false,
+            clean: false,
             is: if i == 0 { Is::Primary } else { Is::Standby },
             wal: Vec::new(),
             half: None,
@@ -238,7 +241,7 @@ impl Node {
             Is::Stopped { was_primary } => was_primary,
             is => is == Is::Primary,
         };
-        self.is = Is::Stopped { was_primary };
+        (self.is, self.clean) = (Is::Stopped { was_primary }, self.clean && self.is == Is::Stopped { was_primary });
         (self.receiver, self.hung) = (None, Default::default());
         self.senders.clear();
         (self.must_have_slots, self.seen_senders) = (false, Seen::default());
@@ -247,11 +250,12 @@ impl Node {
     }
 
     pub(crate) fn start_detached(&mut self) {
-        (self.is, self.upstream, self.receiver) = (Is::Standby, None, None);
+        (self.is, self.upstream, self.receiver, self.clean) = (Is::Standby, None, None, false);
     }
 
     pub(crate) fn truncate(&mut self, len: usize) {
         self.wal.truncate(len);
+        self.clean = false;
         self.half = None;
         self.timeline = self.wal.last().map_or(1, |e| e.0);
     }
@@ -304,7 +308,8 @@ impl World {
         let is = if node.is_ending(now) { Is::Primary } else { node.is };
         let postgres = match is {
             Is::Stopped { was_primary } => {
-                PostgresState::Stopped { clean: false, timeline: end.timeline, was_primary, checkpoint_lsn: Lsn(0) }
+                let (clean, checkpoint_lsn) = (node.clean, if node.clean { end.lsn } else { Lsn(0) });
+                PostgresState::Stopped { clean, timeline: end.timeline, was_primary, checkpoint_lsn }
             }
             Is::Standby => PostgresState::Standby(Standby {
                 timeline: end.timeline,

@@ -63,6 +63,7 @@ pub(crate) fn run(role: &str, primary: u16, standby: u16, userlist: PathBuf) -> 
         forks: Vec::new(),
         xid_bounds: Vec::new(),
         holds_all_of: None,
+        holds_written_of: None,
         loss_allowed: false,
     };
     let (_publish, topology) = watch::channel(topology);

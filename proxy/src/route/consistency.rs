@@ -10,7 +10,7 @@
 //! Positions of an older term are carried into a newer one by the fork: what lies past it is gone. Where the fork is
 //! not known, the new primary's samples do, every one of which lies past whatever survived.
 
-use super::lost::{Acknowledged, LostWrite};
+use super::lost::{Acknowledged, By, LostWrite};
 use super::policy::Lag;
 use super::seen::{LostRead, Seen, Shows};
 use super::token::Token;
@@ -85,9 +85,9 @@ impl Causality {
         self.answered(now, true, Shows::Some);
     }
 
-    /// What may have written in `term` was acknowledged to the client; `by_quorum`: by the standbys that commits wait for.
-    pub fn acknowledged(&mut self, term: Term, by_quorum: bool, now: Instant) {
-        self.acknowledged.note(term, by_quorum, now);
+    /// What may have written in `term` was acknowledged to the client.
+    pub fn acknowledged(&mut self, term: Term, by: By, now: Instant) {
+        self.acknowledged.note(term, by, now);
     }
 
     /// Was anything acknowledged in a term before this one, of which nobody has looked yet whether it is in this one?

@@ -9,6 +9,17 @@ use super::policy::Lag;
 use cluster::topology::{Gate, Topology};
 use cluster::{Instant, Lsn, Term};
 
+/// By whom a write was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// By the standbys that commits wait for.
+    Quorum,
+    /// By the primary alone, whose disk has it.
+    Primary,
+    /// By a primary whose disk may not have had it (`synchronous_commit = off`).
+    Memory,
+}
+
 /// When writes were acknowledged to a session last.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Acknowledged {
@@ -16,6 +27,8 @@ pub(super) struct Acknowledged {
     by_quorum: Option<Write>,
     /// By the primary alone.
     alone: Option<Write>,
+    /// Before it was on the primary's disk.
+    unwritten: Option<Write>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +39,8 @@ struct Write {
     at: Instant,
     /// The newest term that is known to have it.
     known: Term,
+    /// It was on the primary's disk.
+    written: bool,
     /// It lies before this position of its own term, as is known since a later one was found to have it.
     before: Option<Lsn>,
 }
@@ -47,14 +62,18 @@ pub struct LostWrite {
 
 impl Acknowledged {
     /// What may have written was acknowledged in `term` at `now`.
-    pub(super) fn note(&mut self, term: Term, by_quorum: bool, now: Instant) {
-        let last = if by_quorum { &mut self.by_quorum } else { &mut self.alone };
-        *last = Some(Write { term, at: now, known: term, before: None });
+    pub(super) fn note(&mut self, term: Term, by: By, now: Instant) {
+        let last = match by {
+            By::Quorum => &mut self.by_quorum,
+            By::Primary => &mut self.alone,
+            By::Memory => &mut self.unwritten,
+        };
+        *last = Some(Write { term, at: now, known: term, written: by != By::Memory, before: None });
     }
 
     /// Was anything acknowledged in a term before this one, of which nobody has looked yet whether it is in this one?
     pub(super) fn precedes(&self, term: Term) -> bool {
-        [self.by_quorum, self.alone].iter().flatten().any(|write| write.known < term)
+        [self.by_quorum, self.alone, self.unwritten].iter().flatten().any(|write| write.known < term)
     }
 
     /// May a term that is not decided upon yet lack what was acknowledged before it? Its positions tell nothing of that then.
@@ -65,7 +84,7 @@ impl Acknowledged {
         let may_lack = |last: Option<Write>| {
             last.is_some_and(|write| write.known < topology.term && lost(write, topology, lag).is_some())
         };
-        may_lack(self.alone) || topology.loss_allowed && may_lack(self.by_quorum)
+        may_lack(self.alone) || may_lack(self.unwritten) || topology.loss_allowed && may_lack(self.by_quorum)
     }
 
     /// The last write that may be lost, told once. Nothing while it is not decided where the new term begins. What is there
@@ -86,8 +105,9 @@ impl Acknowledged {
             None
         };
         let alone = told(&mut self.alone, &|_| true);
+        let unwritten = told(&mut self.unwritten, &|_| true);
         let by_quorum = told(&mut self.by_quorum, &|write| topology.loss_allowed && follows(topology, write.term));
-        alone.or(by_quorum)
+        alone.or(unwritten).or(by_quorum)
     }
 }
 
@@ -102,8 +122,9 @@ pub(super) fn fork_of(topology: &Topology, term: Term) -> Option<Lsn> {
 }
 
 fn lost(write: Write, topology: &Topology, lag: &Lag) -> Option<LostWrite> {
-    let Write { term, at, known, before } = write;
-    if topology.holds_all_of.is_some_and(|of| of == term || of == known) {
+    let Write { term, at, known, written, before } = write;
+    let holds = |of: Option<Term>| of.is_some_and(|of| of == term || of == known);
+    if holds(topology.holds_all_of) || written && holds(topology.holds_written_of) {
         return None;
     }
     let fork = fork_of(topology, term);

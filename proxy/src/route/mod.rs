@@ -42,7 +42,7 @@ pub use balance::Loads;
 pub use consistency::Causality;
 use consistency::Pending;
 pub use footing::{Favour, Footing, Footings};
-pub use lost::LostWrite;
+pub use lost::{By, LostWrite};
 pub use misroute::Misroutes;
 pub use policy::{Lag, Unfit};
 pub use promise::{Consistency, NoStandby, Promise, ReadFrom};

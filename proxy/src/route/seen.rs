@@ -114,7 +114,8 @@ impl Last {
         let fork = fork_of(topology, self.term);
         let lies_before = |fork| lag.samples.before(self.term, fork).is_some_and(|sampled| self.at <= sampled);
         let kept = self.kept_in >= topology.term
-            || topology.holds_all_of.is_some_and(|of| of == self.term || of == self.kept_in)
+            || [topology.holds_all_of, topology.holds_written_of].contains(&Some(self.term))
+            || [topology.holds_all_of, topology.holds_written_of].contains(&Some(self.kept_in))
             || fork.is_some_and(lies_before)
             || follows(topology, self.term)
                 && !topology.loss_allowed

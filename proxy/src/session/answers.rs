@@ -4,7 +4,7 @@ use crate::config::PoolMode;
 use crate::console::tally::Counter;
 use crate::metrics::{Source, bump};
 use crate::route::durability::{COMMIT, Durability};
-use crate::route::{self, Shows};
+use crate::route::{self, By, Shows};
 use crate::session::cancel::pid_of;
 use crate::session::client::{Loss, MAX_PENDING, Session, Tail, Turn, fill};
 use crate::session::durability::{Known, level};
@@ -378,7 +378,12 @@ impl Session {
             // What the next term has of it is told by a sample that comes before the primary is stopped.
             self.w.ask_sample();
         }
-        self.causality.borrow_mut().acknowledged(server.meta.wrote_in(), protected && below == 0, now);
+        let by = match (commits.below(Durability::Local), below) {
+            (1.., _) => By::Memory,
+            (0, 0) if protected => By::Quorum,
+            (0, _) => By::Primary,
+        };
+        self.causality.borrow_mut().acknowledged(server.meta.wrote_in(), by, now);
     }
 
     /// What a commit would wait for now, on the session's server: what the session is known to have set, and what that server

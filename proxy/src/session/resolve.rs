@@ -7,6 +7,7 @@
 use crate::ledger::verdict::{after_asking, before_asking};
 use crate::ledger::{Descent, Mark, Since, Status, Verdict, Why};
 use crate::metrics::Resolved;
+use crate::route::By;
 use crate::route::durability::Durability;
 use crate::session::acquire::{self, Want, change};
 use crate::session::client::Session;
@@ -68,7 +69,8 @@ impl Session {
             let (now, mut causality) = (self.w.now(), self.causality.borrow_mut());
             causality.wrote(now);
             // It is of that term for whoever looks for it in a later one.
-            causality.acknowledged(open.term, open.protected, now);
+            let by = if open.protected { By::Quorum } else { By::Primary };
+            causality.acknowledged(open.term, by, now);
         }
         lost::tell_resolved(self, doubt.owed, &doubt.mark, verdict);
     }

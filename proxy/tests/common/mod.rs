@@ -351,6 +351,7 @@ fn open(term: u64, primary: &Node, standbys: &[Node]) -> Topology {
         forks: Vec::new(),
         xid_bounds: Vec::new(),
         holds_all_of: None,
+        holds_written_of: None,
         loss_allowed: false,
     }
 }

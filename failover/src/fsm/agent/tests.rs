@@ -17,6 +17,7 @@ fn record(term: u64, phase: Phase, node: Option<&str>) -> TermRecord {
         policy_epoch: 1,
         newest_timeline: None,
         holds_all_of: None,
+        holds_written_of: None,
         history_lost: false,
         lossy_timelines: Vec::new(),
         chosen_before: None,

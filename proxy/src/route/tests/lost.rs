@@ -32,7 +32,7 @@ fn a_write_that_no_standby_had_is_told_once() {
         (1101, 200, None, true),
         (1101, 900, None, true),
     ] {
-        let mut w = failed_over(|c| c.acknowledged(Term(7), false, at(acknowledged)), fork);
+        let mut w = failed_over(|c| c.acknowledged(Term(7), By::Primary, at(acknowledged)), fork);
         let fork = Some(Lsn(fork));
         let told = LostWrite { term: Term(7), at: at(acknowledged), fork, before: before.map(Lsn), open: Term(8) };
         assert_eq!(lost(&mut w), is_lost.then_some(told), "{acknowledged} ms");
@@ -43,7 +43,7 @@ fn a_write_that_no_standby_had_is_told_once() {
 
 #[test]
 fn what_the_next_term_is_known_to_hold_is_not_lost_though_nothing_was_sampled_since() {
-    let write = |c: &mut Causality| c.acknowledged(Term(7), false, at(1101));
+    let write = |c: &mut Causality| c.acknowledged(Term(7), By::Primary, at(1101));
     let mut w = failed_over(write, 900);
     w.topology.holds_all_of = Some(Term(7));
     assert_eq!(lost(&mut w), None);
@@ -53,8 +53,17 @@ fn what_the_next_term_is_known_to_hold_is_not_lost_though_nothing_was_sampled_si
 }
 
 #[test]
+fn what_the_last_primarys_disk_had_is_there_and_what_it_need_not_have_had_may_be_lost() {
+    for (by, is_lost) in [(By::Primary, false), (By::Quorum, false), (By::Memory, true)] {
+        let mut w = failed_over(|c| c.acknowledged(Term(7), by, at(1101)), 900);
+        (w.topology.holds_written_of, w.topology.loss_allowed) = (Some(Term(7)), true);
+        assert_eq!(lost(&mut w).is_some(), is_lost, "{by:?}");
+    }
+}
+
+#[test]
 fn what_a_quorum_has_confirmed_is_lost_only_where_an_operator_allows_it() {
-    let write = |c: &mut Causality| c.acknowledged(Term(7), true, at(1050));
+    let write = |c: &mut Causality| c.acknowledged(Term(7), By::Quorum, at(1050));
     assert_eq!(lost(&mut failed_over(write, 150)), None);
     let mut w = failed_over(write, 150);
     w.topology.loss_allowed = true;
@@ -71,8 +80,8 @@ fn what_a_quorum_has_confirmed_is_lost_only_where_an_operator_allows_it() {
     // One that it did not confirm, before one that it did.
     let mut w = failed_over(
         |c| {
-            c.acknowledged(Term(7), false, at(1090));
-            c.acknowledged(Term(7), true, at(1150));
+            c.acknowledged(Term(7), By::Primary, at(1090));
+            c.acknowledged(Term(7), By::Quorum, at(1150));
         },
         150,
     );
@@ -81,13 +90,13 @@ fn what_a_quorum_has_confirmed_is_lost_only_where_an_operator_allows_it() {
 
 #[test]
 fn nothing_is_said_before_it_is_decided_and_nothing_of_the_term_in_force() {
-    let mut w = failed_over(|c| c.acknowledged(Term(7), false, at(1050)), 150);
+    let mut w = failed_over(|c| c.acknowledged(Term(7), By::Primary, at(1050)), 150);
     w.topology.gate = Gate::Closed(Closed::Opening);
     assert_eq!(lost(&mut w), None);
     w.topology.gate = Gate::Open;
-    w.causality.acknowledged(Term(8), true, at(1200));
+    w.causality.acknowledged(Term(8), By::Quorum, at(1200));
     assert_eq!(lost(&mut w).map(|l| l.term), Some(Term(7)));
-    w.causality.acknowledged(Term(8), false, at(1300));
+    w.causality.acknowledged(Term(8), By::Primary, at(1300));
     assert_eq!(lost(&mut w), None);
     // A term that leads nowhere.
     (w.topology.term, w.topology.forks) = (Term(10), vec![Fork { timeline: TimelineId(9), lsn: Lsn(400) }]);
@@ -106,7 +115,7 @@ fn no_position_of_a_term_that_is_undecided_covers_what_it_may_lack() {
         (1050, Consistency::Global, "n3 fresh"),
     ] {
         let write = |c: &mut Causality| {
-            c.acknowledged(Term(7), false, at(acknowledged));
+            c.acknowledged(Term(7), By::Primary, at(acknowledged));
             c.wrote(at(acknowledged));
         };
         let mut w = failed_over(write, 200);
@@ -128,12 +137,12 @@ fn no_position_of_a_term_that_is_undecided_covers_what_it_may_lack() {
 fn a_write_that_one_term_has_is_looked_for_in_the_next() {
     let forks =
         |of: &[(u32, u64)]| of.iter().map(|&(t, lsn)| Fork { timeline: TimelineId(t), lsn: Lsn(lsn) }).collect();
-    for by_quorum in [false, true] {
+    for by in [By::Primary, By::Quorum, By::Memory] {
         // The next one descends from that, or leaves the write's own term as late; or it does not have it.
         for (next, is_lost) in
             [(&[(7, 200), (8, 210)][..], false), (&[(7, 200)], false), (&[(7, 150)], true), (&[], true)]
         {
-            let mut w = failed_over(|c| c.acknowledged(Term(7), by_quorum, at(1050)), 200);
+            let mut w = failed_over(|c| c.acknowledged(Term(7), by, at(1050)), 200);
             assert_eq!(lost(&mut w), None);
             assert!(!w.causality.wrote_before(Term(8)));
             // Long after, when no sample of term 7 is left.
@@ -151,10 +160,10 @@ fn a_write_that_one_term_has_is_looked_for_in_the_next() {
                 before: Some(Lsn(200)),
                 open: Term(40),
             };
-            assert_eq!(lost(&mut w), is_lost.then_some(told), "{next:?}, by a quorum: {by_quorum}");
+            assert_eq!(lost(&mut w), is_lost.then_some(told), "{next:?}, {by:?}");
             assert_eq!(lost(&mut w), None, "it is told once");
         }
-        let mut w = failed_over(|c| c.acknowledged(Term(7), by_quorum, at(1050)), 200);
+        let mut w = failed_over(|c| c.acknowledged(Term(7), by, at(1050)), 200);
         assert_eq!(lost(&mut w), None);
         (w.topology.term, w.topology.loss_allowed, w.topology.forks) = (Term(9), true, Vec::new());
         w.topology.holds_all_of = Some(Term(8));
