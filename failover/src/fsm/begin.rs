@@ -73,6 +73,9 @@ impl Planner {
         restarted: bool,
     ) -> Option<Begin> {
         let (term, node) = self.seen.term().and_then(|t| Some((t.term, t.node.clone()?)))?;
+        if let Some(begin) = self.left_switchover(since, &evidence) {
+            return Some(begin);
+        }
         let there = self.seen.reachable(&node, now, &self.settings).is_some();
         let runs = self.seen.at_work(&node, now, &self.settings);
         let stopped_before_us = there && !runs && (restarted || self.saw_primary != term);
@@ -85,6 +88,16 @@ impl Planner {
             begin.home = Some(node);
         }
         Some(begin)
+    }
+
+    /// The gate was closed for an order that stops the primary, and it is stopped cleanly: whoever gave the order was lost, and what was
+    /// begun goes on. It is nobody's death, so neither a pause nor the budget stands in the way.
+    fn left_switchover(&self, since: Instant, evidence: &[String]) -> Option<Begin> {
+        self.seen.term().filter(|t| t.phase == Phase::Draining)?;
+        let last = self.last_tenure()?;
+        let end = self.clean_end(&last)?;
+        let end = Position { timeline: end.timeline, lsn: end.lsn };
+        Some(Begin { end: Some((last.node, end)), ..Self::automatic(Cause::Switchover, since, evidence.to_vec()) })
     }
 
     /// Could another node than `dead` become primary, and enough others follow it, as far as this manager hears them?

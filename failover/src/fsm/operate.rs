@@ -102,7 +102,19 @@ impl Planner {
         let target = Some(target);
         let (op, detected, steps) = (Some(op), None, Vec::new());
         self.begin_prelude(
-            Prelude { op, term, primary, began: now, detected, target, forced: None, step, steps, evidence },
+            Prelude {
+                op,
+                term,
+                primary,
+                began: now,
+                detected,
+                target,
+                forced: None,
+                step,
+                unanswered: None,
+                steps,
+                evidence,
+            },
             out,
         );
         Ok(())
@@ -280,7 +292,19 @@ impl Planner {
             let forced = Some(Forced { allow_loss });
             let (op, detected, primary, steps) = (Some(op), None, primary.clone(), Vec::new());
             self.begin_prelude(
-                Prelude { op, term, primary, began: now, detected, target: to, forced, step, steps, evidence },
+                Prelude {
+                    op,
+                    term,
+                    primary,
+                    began: now,
+                    detected,
+                    target: to,
+                    forced,
+                    step,
+                    unanswered: None,
+                    steps,
+                    evidence,
+                },
                 out,
             );
             return Ok(());

@@ -10,6 +10,7 @@ use crate::fsm::observe::{Health, millis};
 use crate::fsm::planner::{Flow, Planner, Stage};
 use crate::fsm::report::step;
 use crate::fsm::round::{Begin, Op};
+use crate::fsm::timers::Settings;
 use crate::record::{Cause, Phase, PhaseTime, TermRecord};
 use cluster::{Instant, NodeId, Term};
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub(super) struct Prelude {
     /// A failover stops the old primary hard, without a drain, and does not return to it.
     pub(super) forced: Option<Forced>,
     pub(super) step: PreludeStep,
+    /// When it was first not known whether the order to stop was carried out.
+    pub(super) unanswered: Option<Instant>,
     /// When the steps before were over.
     pub(super) steps: Vec<PhaseTime>,
     pub(super) evidence: Vec<String>,
@@ -50,8 +53,8 @@ pub(super) enum PreludeStep {
     ClosingGate,
     /// Running transactions end.
     Draining { since: Instant },
-    /// The primary is to be stopped.
-    ToStop,
+    /// The primary is to be stopped, not before that.
+    ToStop { not_before: Instant },
     /// The order to stop was sent.
     Stopping,
 }
@@ -66,6 +69,20 @@ impl Prelude {
             forced.allow_loss |= allow_loss;
         }
     }
+
+    /// An order to stop that may have been carried out is given again: who is stopped already says so, and where it ended. A
+    /// failover does not wait for that.
+    fn may_ask_again(&self, now: Instant, settings: &Settings) -> bool {
+        self.forced.is_none() && self.unanswered.is_none_or(|since| now.since(since) < settings.stop_timeout)
+    }
+
+    fn ask_again(&mut self, now: Instant, settings: &Settings) {
+        if self.unanswered.is_none() {
+            self.evidence.push(format!("{} did not answer the order to stop, which is given again", self.primary));
+        }
+        self.unanswered.get_or_insert(now);
+        self.step = PreludeStep::ToStop { not_before: now + settings.retry };
+    }
 }
 
 impl Planner {
@@ -74,7 +91,9 @@ impl Planner {
         let Stage::Prelude(prelude) = &self.stage else { return Flow::Wait };
         let term = prelude.term;
         self.verdict = Verdict::Acting { term, step: prelude_word(prelude) };
-        let stopping = matches!(prelude.step, PreludeStep::ToStop | PreludeStep::Stopping);
+        // Its answer tells more than its death; from an agent that is lost, too, none comes for long.
+        let stopping = matches!(prelude.step, PreludeStep::ToStop { .. } | PreludeStep::Stopping)
+            && self.seen.reachable(&prelude.primary, now, &self.settings).is_some();
         // What hangs is still to be stopped.
         let runs = prelude.forced.is_some() && self.seen.at_work(&prelude.primary, now, &self.settings);
         if !(stopping || runs)
@@ -97,13 +116,14 @@ impl Planner {
                     let note = format!("after {} ms not drained: {}", millis(waited), list(&busy));
                     prelude.evidence.extend((!busy.is_empty()).then_some(note));
                     step(&mut prelude.steps, prelude.began, now, "drained");
-                    prelude.step = PreludeStep::ToStop;
+                    prelude.step = PreludeStep::ToStop { not_before: now };
                     return Flow::Again;
                 }
                 self.verdict = Verdict::Acting { term, step: format!("draining: {}", list(&busy)) };
                 Flow::Wait
             }
-            PreludeStep::ToStop => {
+            PreludeStep::ToStop { not_before } if now < not_before => Flow::Wait,
+            PreludeStep::ToStop { .. } => {
                 let bound = if prelude.forced.is_some() { Duration::ZERO } else { self.settings.stop_timeout };
                 prelude.step = PreludeStep::Stopping;
                 let node = prelude.primary.clone();
@@ -144,7 +164,8 @@ impl Planner {
             detected: Some(now),
             target: None,
             forced: Some(Forced { allow_loss: false }),
-            step: PreludeStep::ToStop,
+            step: PreludeStep::ToStop { not_before: now },
+            unanswered: None,
             steps: Vec::new(),
             evidence: begin.evidence,
         }));
@@ -185,6 +206,15 @@ impl Planner {
                 self.prelude_failed(why, out);
             }
             (PreludeStep::Stopping, Ok(Reply::Stopped(stopped))) => self.old_primary_stopped(now, &stopped),
+            (PreludeStep::Stopping, Err(CommandError::NoAnswer(_))) if prelude.may_ask_again(now, &self.settings) => {
+                prelude.ask_again(now, &self.settings);
+            }
+            // Its agent is restarted, say.
+            (PreludeStep::Stopping, Err(CommandError::Unreachable(_)))
+                if prelude.unanswered.is_some() && prelude.may_ask_again(now, &self.settings) =>
+            {
+                prelude.ask_again(now, &self.settings);
+            }
             (PreludeStep::Stopping, Err(error)) => {
                 self.stop_not_before = now + self.settings.retry_longest;
                 // It may be stopped or not: from here its health decides, and the gate opens again if it lives.
@@ -196,7 +226,7 @@ impl Planner {
                 PreludeStep::ToCloseGate
                 | PreludeStep::ClosingGate
                 | PreludeStep::Draining { .. }
-                | PreludeStep::ToStop,
+                | PreludeStep::ToStop { .. },
                 _,
             ) => {}
         }
@@ -244,7 +274,7 @@ impl Planner {
     pub(super) fn drained_gate(&mut self, now: Instant) {
         if let Stage::Prelude(prelude) = &mut self.stage {
             prelude.step = match prelude.forced {
-                Some(_) => PreludeStep::ToStop,
+                Some(_) => PreludeStep::ToStop { not_before: now },
                 None => PreludeStep::Draining { since: now },
             };
         }
@@ -319,6 +349,6 @@ fn prelude_word(prelude: &Prelude) -> String {
         PreludeStep::Checkpointing => format!("checkpoint on {}", prelude.primary),
         PreludeStep::ToCloseGate | PreludeStep::ClosingGate => "closing the gate for new transactions".into(),
         PreludeStep::Draining { .. } => "draining".into(),
-        PreludeStep::ToStop | PreludeStep::Stopping => format!("stopping {}", prelude.primary),
+        PreludeStep::ToStop { .. } | PreludeStep::Stopping => format!("stopping {}", prelude.primary),
     }
 }
