@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -126,6 +126,10 @@ struct Shared {
     defaults: Mutex<BTreeMap<String, u64>>,
     /// Readings begun so far.
     begun: AtomicU64,
+    /// How often a newer table took the place of one.
+    renewed: AtomicU64,
+    /// Those that somebody may still have.
+    kept: Mutex<Vec<Weak<FunctionTable>>>,
     changes: watch::Sender<Changes>,
 }
 
@@ -166,6 +170,8 @@ impl Catalogs {
                 databases,
                 defaults,
                 begun: AtomicU64::new(0),
+                renewed: AtomicU64::new(0),
+                kept: Mutex::default(),
                 changes,
             }),
         }
@@ -209,6 +215,18 @@ impl Catalogs {
         databases.insert(database.to_owned(), known);
         self.shared.runtime.spawn(keep(self.shared.clone(), database.to_owned(), sender, (changed, draws)));
         receiver
+    }
+
+    /// Grows whenever a table of some database is not the newest any more.
+    pub fn renewed(&self) -> u64 {
+        self.shared.renewed.load(Ordering::Relaxed)
+    }
+
+    /// How many tables of catalogs are in memory: the newest of each database, and older ones that sessions work with. Locks.
+    pub fn kept(&self) -> usize {
+        let mut kept = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|table| table.strong_count() > 0);
+        kept.len()
     }
 
     /// Whether anybody asks for what was drawn from sequences in `database`, of which somebody has the table. Locks, too.
@@ -270,7 +288,7 @@ async fn keep(
                 last.of_primary |= of_primary;
                 // A standby may be behind what a client has defined.
                 let table = if of_primary { table.numbered(number) } else { table };
-                sender.send_replace(Arc::new(table));
+                show(&shared, &sender, table);
                 complained = false;
                 retry = if again { (retry * 2).min(refresh) } else { RETRY_MIN };
                 // What stood in the way may have been a lock.
@@ -319,6 +337,18 @@ async fn keep(
             databases.remove(&database);
             return;
         }
+    }
+}
+
+/// Let sessions have a table, which they ask for when they next do something.
+fn show(shared: &Shared, sender: &watch::Sender<Arc<FunctionTable>>, table: FunctionTable) {
+    let table = Arc::new(table);
+    let mut kept = shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.retain(|table| table.strong_count() > 0);
+    kept.push(Arc::downgrade(&table));
+    drop(kept);
+    if sender.send_replace(table).is_loaded() {
+        shared.renewed.fetch_add(1, Ordering::Relaxed);
     }
 }
 

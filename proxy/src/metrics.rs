@@ -37,6 +37,7 @@ pub struct Metrics {
     servers: IntGaugeVec,
     standby_staleness: GaugeVec,
     stream_proof: GaugeVec,
+    catalogs_kept: IntGauge,
     slowed: IntCounterVec,
     slowed_seconds: Counter,
     write_delay: Gauge,
@@ -158,6 +159,10 @@ impl Metrics {
                 ),
                 &[],
             )?,
+            catalogs_kept: IntGauge::new(
+                "pgtenure_proxy_catalogs_kept",
+                "What is known of databases' functions, in memory: the newest of each, and older ones that sessions work with",
+            )?,
             slowed: counters(
                 "pgtenure_proxy_slowed_transactions_total",
                 "Transactions that may write and waited because the standbys do not keep up, by cause",
@@ -222,6 +227,7 @@ impl Metrics {
             Box::new(self.servers.clone()),
             Box::new(self.standby_staleness.clone()),
             Box::new(self.stream_proof.clone()),
+            Box::new(self.catalogs_kept.clone()),
             Box::new(self.slowed.clone()),
             Box::new(self.slowed_seconds.clone()),
             Box::new(self.write_delay.clone()),
@@ -262,6 +268,11 @@ impl Metrics {
 }
 
 impl Metrics {
+    /// Show how many tables of catalogs are in memory.
+    pub fn show_catalogs(&self, kept: usize) {
+        self.catalogs_kept.set(kept as i64);
+    }
+
     /// Show how old the standbys' proof of the term is, when there is one.
     pub fn show_proof(&self, age: Option<std::time::Duration>) {
         match age {

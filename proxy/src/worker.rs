@@ -48,7 +48,7 @@ use crate::session::settings::Shared as Beginning;
 use crate::session::statements::Texts;
 use crate::session::timers;
 use crate::session::tracking::Tracking;
-use crate::sql::{Access, Recall};
+use crate::sql::{Access, Callers, FunctionTable, Recall};
 use cluster::topology::{Gate, Topology};
 use cluster::{Clock, Instant, NodeId, Role, Term};
 use std::cell::{Cell, RefCell};
@@ -129,6 +129,10 @@ pub struct Worker {
     pub misroutes: RefCell<Misroutes>,
     /// What texts were found to do.
     pub recall: RefCell<Recall>,
+    /// What sessions have that do nothing in place of a table that is not the newest.
+    pub(crate) no_table: Arc<FunctionTable>,
+    /// How many tables had been renewed when sessions were last told to let go of old ones, and when.
+    let_go: Cell<(u64, Instant)>,
     backoffs: RefCell<BTreeMap<NodeId, Backoff>>,
     /// What nodes said that take no more connections of anybody.
     full: RefCell<BTreeMap<NodeId, Vec<u8>>>,
@@ -235,6 +239,8 @@ impl Worker {
             footings: RefCell::default(),
             misroutes: RefCell::default(),
             recall: RefCell::default(),
+            no_table: Arc::new(FunctionTable::unloaded().with_doubtful(Callers::unknown())),
+            let_go: Cell::default(),
             backoffs: RefCell::default(),
             full: RefCell::default(),
             shortest: Cell::new(shortest),

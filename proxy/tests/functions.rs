@@ -523,3 +523,22 @@ fn a_function_that_tells_of_its_server_stays_on_the_primary_while_a_lock_hides_b
         assert_eq!(value(&mut a, call), c.nodes[0].port.to_string(), "{call}");
     }
 }
+
+/// Tables are large, and new ones are read all day: who does nothing keeps none that is not the newest.
+#[test]
+fn what_was_known_of_functions_is_gone_once_nobody_works_with_it() {
+    let c = Cluster::start(0, |_| {});
+    let known = |count: f64| {
+        let what = format!("{count} tables of functions");
+        wait_for(&what, || (c.counter("pgtenure_proxy_catalogs_kept") == count).then_some(()));
+    };
+    let mut idle = Raw::login(c.port, &[]);
+    ok(&mut idle, "select 1");
+    let mut other = block(&c);
+    c.psql("do $$ begin end $$").unwrap();
+    // The newest, and that of the block.
+    known(2.0);
+    ok(&mut other, "commit");
+    known(1.0);
+    assert_eq!(value(&mut idle, "select 1"), "1");
+}

@@ -413,6 +413,7 @@ impl Session {
                 self.w.shared.catalogs.refresh_all();
             }
             self.set_busy(None);
+            self.let_go_of_table();
             self.rest(now);
         }
     }

@@ -4,7 +4,7 @@ use crate::route::Reason;
 use crate::route::durability::{COMMIT, Durability};
 use crate::session::before_commit::Unless;
 use crate::session::cancel::{Asks, Waiters};
-use crate::session::client::{Failure, Loss, Session, Turn};
+use crate::session::client::{Failure, Loss, Session, Tail, Turn};
 use crate::session::presence::Activity;
 use crate::session::timers::Expiry;
 use crate::session::{acquire, cancel, lost};
@@ -36,6 +36,7 @@ impl Session {
             }
         }
         self.rescan |= self.presence.again.take();
+        self.let_go_of_table();
         if let Some(waiters) = self.presence.cancel.take() {
             self.cancel(waiters);
         }
@@ -94,6 +95,21 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Between transactions: keep no table of functions that is not the newest, which the next unit asks for anyway. Each is
+    /// large, and who does nothing for days would keep that of its last statement.
+    pub(super) fn let_go_of_table(&mut self) {
+        if !self.presence.outdated.get() {
+            return;
+        }
+        let between = !self.relay.busy() && self.status() == TxStatus::Idle && self.tail == Tail::None;
+        if between && self.inbox.is_empty() && self.cut.is_none() && self.long.is_none() {
+            self.presence.outdated.set(false);
+            if self.functions.has_changed().unwrap_or(false) {
+                self.table = self.w.no_table.clone();
+            }
+        }
     }
 
     /// A statement that is held is over, and with it the block that it is in.

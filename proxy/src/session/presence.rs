@@ -88,6 +88,8 @@ pub struct Presence {
     pub moved: Cell<bool>,
     /// What it waits for may have come.
     pub again: Cell<bool>,
+    /// There are newer tables of functions than it may have.
+    pub outdated: Cell<bool>,
     told: Cell<Option<Instant>>,
 }
 
@@ -114,6 +116,7 @@ impl Presence {
             unproven: Cell::new(false),
             moved: Cell::new(false),
             again: Cell::new(false),
+            outdated: Cell::new(false),
             told: Cell::new(None),
         }
     }

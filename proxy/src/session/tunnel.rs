@@ -37,6 +37,8 @@ enum Ending {
 /// Run a replication connection to its end.
 pub(super) async fn run(mut s: Session) {
     let mut frames = Follower::default();
+    // Nothing is classified.
+    s.table = s.w.no_table.clone();
     let ending = poll_fn(|cx| pump(&mut s, &mut frames, cx)).await;
     if ending == Ending::Deposed {
         // Where the server is alive the rest of its message is on its way.

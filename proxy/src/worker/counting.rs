@@ -3,6 +3,7 @@
 use super::Worker;
 use crate::metrics::Totals;
 use crate::session::account::{self, Taken};
+use crate::session::presence::Activity;
 use crate::session::server::Meta;
 use cluster::per_term::Fate;
 use cluster::topology::Gate;
@@ -17,6 +18,8 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_millis(100);
 /// How often while nothing does.
 const QUIET_TICK: Duration = Duration::from_secs(1);
+/// How long sessions that do nothing are not woken again to let go of what is out of date.
+const LET_GO: Duration = Duration::from_secs(5);
 
 impl Worker {
     /// The node of that index.
@@ -165,11 +168,29 @@ impl Worker {
         taken
     }
 
+    /// Have sessions that do nothing let go of tables of functions that are not the newest.
+    fn let_go(&self, now: Instant) {
+        let (told, at) = self.let_go.get();
+        let renewed = self.shared.catalogs.renewed();
+        if renewed == told || now.since(at) < LET_GO {
+            return;
+        }
+        self.let_go.set((renewed, now));
+        self.each_session(|presence| {
+            presence.outdated.set(true);
+            // The others look when they have nothing more to do.
+            if presence.doing.get().activity == Activity::Idle {
+                presence.wake();
+            }
+        });
+    }
+
     pub(super) fn tick(&self) {
         self.stirred.set(false);
         let statement_bytes = self.sum_statements();
         self.schedule();
         self.counts.flush();
+        self.let_go(self.now());
         self.tallies.turn(self.now());
         if !self.misroutes.borrow().is_empty() {
             self.misroutes.borrow_mut().expire(self.now());
