@@ -16,6 +16,7 @@ use crate::reach::{Reach, ReachError};
 use crate::sql::{Callers, FunctionName, FunctionRow, FunctionTable, Hidden, Volatility};
 use bodies::Unread;
 use callers::{Found, Searched, Unsearched};
+use cluster::Lsn;
 use cluster::node::Endpoint;
 use cluster::secret::Secret;
 use cluster::sessions;
@@ -136,8 +137,17 @@ struct Shared {
 /// The tables of a database.
 pub type Tables = watch::Receiver<Arc<FunctionTable>>;
 
-/// How often the defaults of roles and databases were found changed, by database.
-pub type Changes = BTreeMap<String, u64>;
+/// The last change of the defaults of roles and databases, by database.
+pub type Changes = BTreeMap<String, Change>;
+
+/// A change of what sessions begin with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// How many there were.
+    pub count: u64,
+    /// Where the primary's WAL ended behind it: a standby that has replayed less may not know of it.
+    pub at: Lsn,
+}
 
 /// A database whose catalog is being read.
 #[derive(Debug)]
@@ -369,13 +379,16 @@ fn complain_of(missing: &[String], database: &str) {
 }
 
 /// Are the defaults of a database's sessions what they were?
-fn compare(shared: &Shared, database: &str, defaults: u64) {
+fn compare(shared: &Shared, database: &str, (defaults, at): (u64, Lsn)) {
     let mut known = shared.defaults.lock().unwrap_or_else(PoisonError::into_inner);
     if known.len() >= MAX_DATABASES && !known.contains_key(database) {
         known.clear();
     }
     if known.insert(database.to_owned(), defaults).is_some_and(|before| before != defaults) {
-        shared.changes.send_modify(|changes| *changes.entry(database.to_owned()).or_default() += 1);
+        shared.changes.send_modify(|changes| {
+            let change = changes.entry(database.to_owned()).or_default();
+            *change = Change { count: change.count + 1, at };
+        });
     }
 }
 
@@ -421,8 +434,8 @@ struct Catalog {
     table: FunctionTable,
     /// From the primary.
     of_primary: bool,
-    /// What stands for the defaults of its sessions; `None` when they may be old.
-    defaults: Option<u64>,
+    /// What stands for the defaults of its sessions, and where the WAL ended behind them; `None` when they may be old.
+    defaults: Option<(u64, Lsn)>,
     /// Its functions, as far as their names are in the lists.
     names: BTreeSet<FunctionName>,
     /// What is not known of functions' bodies.
@@ -534,12 +547,16 @@ const DEFAULTS: &str = "\
     SELECT setdatabase, setrole, setconfig FROM pg_db_role_setting \
     WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) ORDER BY 1, 2";
 
+/// Where the WAL ends, at a primary.
+const POSITION: &str = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END";
+
 async fn read_all(
     settings: &Settings,
     (lists, last): (&Lists, &Last),
     client: &tokio_postgres::Client,
 ) -> Result<Catalog, tokio_postgres::Error> {
     let defaults = client.simple_query(DEFAULTS).await?;
+    let position = client.simple_query(POSITION).await?;
     let functions = client.simple_query(FUNCTIONS).await?;
     let relations = client.simple_query(LOCAL_RELATIONS).await?;
     let operators = client.simple_query(OPERATORS).await?;
@@ -578,11 +595,12 @@ async fn read_all(
     for row in self::rows(&defaults) {
         (0..3).for_each(|column| row.get(column).hash(&mut hasher));
     }
+    let at = self::rows(&position).find_map(|row| row.get(0)?.parse::<Lsn>().ok());
     let names = named_ones(lists, &functions);
     Ok(Catalog {
         table: table.with_definitions(&texts),
         of_primary: false,
-        defaults: Some(hasher.finish()),
+        defaults: at.map(|at| (hasher.finish(), at.normalised_insert())),
         names,
         unread,
         searched,

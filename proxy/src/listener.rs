@@ -227,7 +227,8 @@ fn start_with(
         overseer.block_on(async {
             let files = keep_users(&all, stopped.clone());
             let tls = tls.follow(all.config.subscribe(), stopped.clone());
-            let defaults = crate::pool::defaults::follow(&all, all.catalogs.changes(), stopped.clone());
+            let nodes = (lag.clone(), seen.clone());
+            let defaults = crate::pool::defaults::follow(&all, all.catalogs.changes(), nodes, stopped.clone());
             let state = publish_state(&all, publish, (seen, lag), stopped.clone(), workers);
             tokio::join!(state, tls, files, defaults);
         });

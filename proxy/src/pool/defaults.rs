@@ -1,6 +1,7 @@
 //! ALTER ROLE … SET and ALTER DATABASE … SET reach sessions that begin later, and a pooled connection has begun long
 //! ago. When the catalog's readers find such defaults changed, the connections of their database are replaced as
-//! after RECONNECT: each as soon as it is free.
+//! after RECONNECT: each as soon as it is free. A standby that has not replayed the change gives old defaults to
+//! connections that are made meanwhile, so it is done again once it has.
 
 use crate::catalog::Changes;
 use crate::config::pools::Pools;
@@ -8,7 +9,10 @@ use crate::pool::admin::{closed_here, here};
 use crate::pool::doors::{Order, Scope};
 use crate::pool::policy::dbname;
 use crate::worker::Shared;
-use std::collections::BTreeSet;
+use cluster::lag::LagSnapshot;
+use cluster::topology::Topology;
+use cluster::{Lsn, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -18,20 +22,60 @@ use tokio::time::Instant;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Replace connections whenever defaults have changed, until the process stops.
-pub async fn follow(shared: &Shared, mut changes: watch::Receiver<Changes>, mut stopped: watch::Receiver<bool>) {
+pub async fn follow(
+    shared: &Shared,
+    mut changes: watch::Receiver<Changes>,
+    (mut lag, topology): (watch::Receiver<Arc<LagSnapshot>>, watch::Receiver<Topology>),
+    mut stopped: watch::Receiver<bool>,
+) {
     let follow = async {
-        let mut seen = Changes::default();
-        while changes.changed().await.is_ok() {
+        let (mut seen, mut behind) = (Changes::default(), Behind::default());
+        loop {
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                sampled = lag.changed(), if !behind.0.is_empty() => if sampled.is_err() { behind.0.clear() },
+            }
             let now = changes.borrow_and_update().clone();
-            for (at_servers, _) in now.iter().filter(|(name, count)| seen.get(*name) != Some(count)) {
-                replace(shared, at_servers).await;
+            let mut due = BTreeSet::new();
+            for (name, change) in now.iter().filter(|(name, change)| seen.get(*name) != Some(change)) {
+                due.insert(name.clone());
+                let standbys = topology.borrow().standbys.iter().map(|member| member.node.clone()).collect();
+                behind.0.insert(name.clone(), (change.at, standbys));
             }
             seen = now;
+            due.extend(behind.caught_up(&lag.borrow_and_update()));
+            for at_servers in &due {
+                replace(shared, at_servers).await;
+            }
         }
     };
     tokio::select! {
         () = follow => {}
         _ = stopped.wait_for(|stop| *stop) => {}
+    }
+}
+
+/// Standbys that are not known to have replayed the last change of a database's defaults.
+#[derive(Default)]
+struct Behind(BTreeMap<String, (Lsn, BTreeSet<NodeId>)>);
+
+impl Behind {
+    /// The databases of whose last change one more standby is known to have it.
+    fn caught_up(&mut self, lag: &LagSnapshot) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for (name, (at, nodes)) in &mut self.0 {
+            let before = nodes.len();
+            let has = |node: &NodeId| {
+                let sample = lag.standbys.iter().find(|s| s.node == *node).and_then(|s| s.sample.as_ref());
+                sample.is_some_and(|sample| sample.replay_lsn >= *at)
+            };
+            nodes.retain(|node| !has(node));
+            if nodes.len() < before {
+                found.insert(name.clone());
+            }
+        }
+        self.0.retain(|_, (_, nodes)| !nodes.is_empty());
+        found
     }
 }
 

@@ -108,6 +108,33 @@ fn later_sessions_have_the_defaults_that_were_altered() {
     assert_eq!(value(&mut a, "show lock_timeout"), "3s");
 }
 
+/// A standby that has not replayed them yet gives its connections old defaults, which do not stay.
+#[test]
+fn defaults_that_a_standby_replays_late_reach_its_connections() {
+    let c = Cluster::start(1, |raw| {
+        raw.workers = 1;
+        raw.catalog_refresh = cluster::config::Span::secs(1);
+    });
+    let mut a = Raw::login(c.port, &[("pgtenure.consistency", "eventual")]);
+    let shown = "select current_setting('cluster_name'), current_setting('work_mem')";
+    let waits_for = |a: &mut Raw, want: &str| {
+        wait_for(want, || (value(a, shown) == want).then_some(()));
+    };
+    waits_for(&mut a, "n2 4MB");
+    c.nodes[1].psql("select pg_wal_replay_pause()");
+    wait_for("the pause", || (c.nodes[1].psql("select pg_get_wal_replay_pause_state()") == "paused").then_some(()));
+    let process = || c.nodes[1].psql("select min(pid) from pg_stat_activity where usename = 'app'");
+    let before = process();
+    c.nodes[0].psql("alter role app set work_mem = '7MB'");
+    wait_for("a new connection of the standby", || {
+        assert_eq!(value(&mut a, shown), "n2 4MB");
+        let now = process();
+        (!now.is_empty() && now != before).then_some(())
+    });
+    c.nodes[1].psql("select pg_wal_replay_resume()");
+    waits_for(&mut a, "n2 7MB");
+}
+
 /// RESET leads back to the client's own startup packet, whoever used the connection before.
 #[test]
 fn a_reset_leads_back_to_what_the_client_began_with() {
