@@ -26,7 +26,7 @@ use draws::Draws;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -150,13 +150,15 @@ pub struct Change {
 }
 
 /// A database whose catalog is being read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Database {
     tables: watch::Sender<Arc<FunctionTable>>,
     /// Told when a client has changed definitions.
     changed: Arc<Notify>,
     /// Whether anybody asks for what was drawn from sequences.
     draws: Arc<Draws>,
+    /// It could not be read when that was tried last.
+    unread: Arc<AtomicBool>,
 }
 
 impl Catalogs {
@@ -220,16 +222,26 @@ impl Catalogs {
             sender.send_modify(|table| *table = Arc::new(FunctionTable::clone(table).failed()));
             return receiver;
         }
-        let (changed, draws) = (Arc::new(Notify::new()), Arc::<Draws>::default());
-        let known = Database { tables: sender.clone(), changed: changed.clone(), draws: draws.clone() };
-        databases.insert(database.to_owned(), known);
-        self.shared.runtime.spawn(keep(self.shared.clone(), database.to_owned(), sender, (changed, draws)));
+        let known = Database {
+            tables: sender,
+            changed: Arc::new(Notify::new()),
+            draws: Arc::default(),
+            unread: Arc::default(),
+        };
+        databases.insert(database.to_owned(), known.clone());
+        self.shared.runtime.spawn(keep(self.shared.clone(), database.to_owned(), known));
         receiver
     }
 
     /// Grows whenever a table of some database is not the newest any more.
     pub fn renewed(&self) -> u64 {
         self.shared.renewed.load(Ordering::Relaxed)
+    }
+
+    /// How many of the databases in use could not be read when that was tried last. Locks.
+    pub fn unread(&self) -> usize {
+        let databases = self.shared.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        databases.values().filter(|known| known.unread.load(Ordering::Relaxed)).count()
     }
 
     /// How many tables of catalogs are in memory: the newest of each database, and older ones that sessions work with. Locks.
@@ -258,12 +270,8 @@ impl Catalogs {
 }
 
 /// Read one database's catalog again and again while someone listens.
-async fn keep(
-    shared: Arc<Shared>,
-    database: String,
-    sender: watch::Sender<Arc<FunctionTable>>,
-    (changed, draws): (Arc<Notify>, Arc<Draws>),
-) {
+async fn keep(shared: Arc<Shared>, database: String, known: Database) {
+    let Database { tables: sender, changed, draws, unread: is_unread } = known;
     let (mut topology, mut config) = (shared.topology.clone(), shared.config.clone());
     let refresh = shared.settings.refresh;
     let mut retry = RETRY_MIN;
@@ -300,11 +308,13 @@ async fn keep(
                 let table = if of_primary { table.numbered(number) } else { table };
                 show(&shared, &sender, table);
                 complained = false;
+                is_unread.store(false, Ordering::Relaxed);
                 retry = if again { (retry * 2).min(refresh) } else { RETRY_MIN };
                 // What stood in the way may have been a lock.
                 if again { retry } else { refresh }
             }
             Err(error) => {
+                is_unread.store(true, Ordering::Relaxed);
                 if !complained {
                     let error = with_sources(&error);
                     tracing::warn!(database = database.as_str(), error, "could not read the catalog, retrying");

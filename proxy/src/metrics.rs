@@ -38,6 +38,7 @@ pub struct Metrics {
     standby_staleness: GaugeVec,
     stream_proof: GaugeVec,
     catalogs_kept: IntGauge,
+    catalogs_unread: IntGauge,
     slowed: IntCounterVec,
     slowed_seconds: Counter,
     write_delay: Gauge,
@@ -163,6 +164,10 @@ impl Metrics {
                 "pgtenure_proxy_catalogs_kept",
                 "What is known of databases' functions, in memory: the newest of each, and older ones that sessions work with",
             )?,
+            catalogs_unread: IntGauge::new(
+                "pgtenure_proxy_catalogs_unread",
+                "Databases in use whose catalog could not be read when that was tried last",
+            )?,
             slowed: counters(
                 "pgtenure_proxy_slowed_transactions_total",
                 "Transactions that may write and waited because the standbys do not keep up, by cause",
@@ -228,6 +233,7 @@ impl Metrics {
             Box::new(self.standby_staleness.clone()),
             Box::new(self.stream_proof.clone()),
             Box::new(self.catalogs_kept.clone()),
+            Box::new(self.catalogs_unread.clone()),
             Box::new(self.slowed.clone()),
             Box::new(self.slowed_seconds.clone()),
             Box::new(self.write_delay.clone()),
@@ -268,9 +274,10 @@ impl Metrics {
 }
 
 impl Metrics {
-    /// Show how many tables of catalogs are in memory.
-    pub fn show_catalogs(&self, kept: usize) {
+    /// Show how many tables of catalogs are in memory, and how many catalogs cannot be read.
+    pub fn show_catalogs(&self, kept: usize, unread: usize) {
         self.catalogs_kept.set(kept as i64);
+        self.catalogs_unread.set(unread as i64);
     }
 
     /// Show how old the standbys' proof of the term is, when there is one.

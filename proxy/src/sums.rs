@@ -59,7 +59,7 @@ pub(crate) async fn publish_state(
             shared.metrics.show_staleness(known.map(|(s, staleness)| (s.node.as_str(), staleness.as_secs_f64())));
             let proof = silence::proof(&topology.borrow(), &snapshot, now);
             shared.metrics.show_proof(proof.age());
-            shared.metrics.show_catalogs(shared.catalogs.kept());
+            shared.metrics.show_catalogs(shared.catalogs.kept(), shared.catalogs.unread());
             tell_silence(silence.observe(proof, now));
         }
         let state = state_of(shared);

@@ -102,8 +102,18 @@ fn a_catalog_is_read_again_and_an_unknown_database_stays_unloaded() {
             seen.expect("the catalog is read in time").expect("its task lives");
         };
         assert!(!table.borrow().is_loaded());
+        let cannot = async |count: usize| {
+            let known = async {
+                while catalogs.unread() != count {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(DEADLINE, known).await.expect("it is known which cannot be read");
+        };
+        cannot(2).await;
         topology.send_replace(Topology { primary: Some(member("n1", primary.port)), ..dead.clone() });
         until(&mut table, FunctionTable::is_loaded).await;
+        cannot(1).await;
         assert_eq!(table.borrow().volatility(b"later"), None);
         primary.sql("CREATE FUNCTION later() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1'");
         until(&mut table, |t| t.volatility(b"later") == Some(Volatility::Volatile)).await;
