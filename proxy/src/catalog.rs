@@ -535,11 +535,12 @@ const FUNCTIONS: &str = "\
            n.nspname \
     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace LEFT JOIN pg_aggregate a ON a.aggfnoid = p.oid";
 
-/// Operators and casts that came with no server: 16384 is the first identifier after initdb.
+/// Operators and casts that came with no server: 16384 is the first identifier after initdb. A type that came with it may be
+/// written in other words than its name (`integer` is int4), so a cast to one counts as an implicit one.
 const OPERATORS: &str = "\
     SELECT o.oprname, p.proname FROM pg_operator o JOIN pg_proc p ON p.oid = o.oprcode WHERE o.oid >= 16384";
 const CASTS: &str = "\
-    SELECT t.typname, p.proname, c.castcontext = 'i' \
+    SELECT t.typname, p.proname, c.castcontext = 'i' OR t.oid < 16384 \
     FROM pg_cast c JOIN pg_proc p ON p.oid = c.castfunc JOIN pg_type t ON t.oid = c.casttarget WHERE c.oid >= 16384";
 
 /// Relations that a standby cannot read, or reads differently, and those that are read with one that is a partition of them or

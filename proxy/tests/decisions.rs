@@ -120,6 +120,16 @@ fn a_catalog_is_read_again_and_an_unknown_database_stays_unloaded() {
         // What is allowed from now on is taken from the configuration at once.
         lists.send_replace(config(|raw| raw.allow_functions = vec!["public.later".to_owned()]));
         until(&mut table, |t| t.volatility(b"later") == Some(Volatility::Stable)).await;
+        // A cast that may write to a type that is not written as the catalog has it.
+        let cast = |t: &FunctionTable| classify(b"select x::integer from t", t, LexRules::STANDARD).access;
+        assert_eq!(cast(&table.borrow()), Access::Read);
+        primary.sql(
+            "CREATE TYPE token AS (a int);
+             CREATE FUNCTION worth(token) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
+             CREATE CAST (token AS integer) WITH FUNCTION worth(token)",
+        );
+        until(&mut table, |t| classify(b"select x::integer from t", t, LexRules::STANDARD).access == Access::Write)
+            .await;
         // A server that goes away takes nothing back.
         topology.send_replace(dead);
         drop(primary);
