@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_postgres::SimpleQueryMessage;
 
 /// Databases whose catalog is read at the same time. The sessions of a database beyond that read on the primary.
@@ -41,6 +42,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// How long further changes are waited for when a client has changed definitions: a migration makes many.
 const SETTLE: Duration = Duration::from_millis(200);
+/// How many times as long as a reading took, clients' definitions lead to no other one: some define something all the time.
+const REST: u32 = 4;
 
 /// How to read catalogs.
 #[derive(Clone, Debug)]
@@ -283,6 +286,8 @@ async fn keep(shared: Arc<Shared>, database: String, known: Database) {
         let lists = config.borrow_and_update().functions.of(&database);
         last.asks = draws.is_asked();
         let number = shared.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let began = Instant::now();
+        let mut rested = began;
         let pause = match read_any(&shared, &view, &database, (&lists, &last)).await {
             Ok(Catalog { mut table, of_primary, defaults, names, unread: now, searched, definitions, asks }) => {
                 draws.read(asks);
@@ -309,6 +314,7 @@ async fn keep(shared: Arc<Shared>, database: String, known: Database) {
                 show(&shared, &sender, table);
                 complained = false;
                 is_unread.store(false, Ordering::Relaxed);
+                rested = Instant::now() + rest(began.elapsed(), refresh);
                 retry = if again { (retry * 2).min(refresh) } else { RETRY_MIN };
                 // What stood in the way may have been a lock.
                 if again { retry } else { refresh }
@@ -345,11 +351,16 @@ async fn keep(shared: Arc<Shared>, database: String, known: Database) {
             }
             std::future::pending().await
         };
+        let redefined = async {
+            changed.notified().await;
+            tokio::time::sleep(SETTLE.min(refresh)).await;
+            tokio::time::sleep_until(rested).await;
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = relisted => {}
             () = moved => tokio::time::sleep(RETRY_MIN.min(refresh)).await,
-            () = changed.notified() => tokio::time::sleep(SETTLE.min(refresh)).await,
+            () = redefined => {}
         }
         // The lock keeps a new session from subscribing between the count and the removal.
         let mut databases = shared.databases.lock().unwrap_or_else(PoisonError::into_inner);
@@ -358,6 +369,11 @@ async fn keep(shared: Arc<Shared>, database: String, known: Database) {
             return;
         }
     }
+}
+
+/// For how long behind a reading that took so long no client's definitions lead to the next one.
+fn rest(took: Duration, refresh: Duration) -> Duration {
+    took.saturating_mul(REST).min(refresh)
 }
 
 /// Let sessions have a table, which they ask for when they next do something.
@@ -640,6 +656,12 @@ fn rows(messages: &[SimpleQueryMessage]) -> impl Iterator<Item = &tokio_postgres
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_catalog_that_takes_long_is_not_read_all_the_time() {
+        let rest = |took| rest(Duration::from_millis(took), Duration::from_secs(60)).as_millis();
+        assert_eq!([rest(50), rest(2000), rest(30_000)], [200, 8000, 60_000]);
+    }
 
     #[test]
     fn a_standby_is_asked_only_as_long_as_no_primary_has_told() {
