@@ -1,8 +1,14 @@
 //! SQL text from anybody.
 
 use proxy::route::hint;
-use proxy::sql::{self, Access, BodyRow, FunctionTable, LexRules, LongText, RelationRow, Touched, classify};
+use proxy::sql::{self, Access, BodyRow, FunctionTable, LexRules, LongText, Recall, RelationRow, Touched, classify};
+use std::cell::RefCell;
 use std::sync::Arc;
+
+thread_local! {
+    /// What was found before: to make one for each text would take longer than all else.
+    static RECALL: RefCell<Recall> = RefCell::default();
+}
 
 /// No text panics; blanks and comments before a text change nothing; what a session with a stricter reading calls a
 /// read is one for a session that reads it as usual.
@@ -30,7 +36,33 @@ pub(crate) fn check(data: &[u8]) {
     }
     in_a_body(data);
     [LexRules::STANDARD, escaping].into_iter().for_each(|lex| in_pieces(data, lex));
+    [LexRules::STANDARD, escaping].into_iter().for_each(|lex| remembered(data, lex));
     say(data);
+}
+
+/// What is remembered of a text, of the same with other literals in it, and of all texts before, is what each does.
+fn remembered(data: &[u8], lex: LexRules) {
+    let functions = FunctionTable::new([], &[], &[]).with_local_relations(["t", "é"]).numbered(1);
+    for keep in [2, 1, 3, 2] {
+        let text = with_others(data, keep);
+        let want = classify(&text, &functions, lex);
+        let found = RECALL.with_borrow_mut(|recall| recall.of(&text, &functions, lex));
+        assert_eq!(found, want, "something else is remembered of {}", text.escape_ascii());
+    }
+}
+
+/// A text with other digits, and with the bytes between its single quotes taken from elsewhere in it.
+fn with_others(data: &[u8], keep: usize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(2 * data.len());
+    for (i, piece) in data.split(|b| *b == b'\'').enumerate() {
+        text.extend(std::iter::repeat_n(b'\'', usize::from(i > 0)));
+        let from = piece.len() * i % data.len().max(1);
+        let other = &data[from..(from + piece.len() / keep).min(data.len())];
+        let replaced = keep > 1 && i % 2 == 1;
+        text.extend(if replaced { other } else { piece }.iter().filter(|b| !replaced || **b != b'\''));
+    }
+    text.iter_mut().filter(|b| b.is_ascii_digit()).for_each(|b| *b = b'0' + (*b + keep as u8) % 10);
+    text
 }
 
 /// What the catalog has as a function's body, or behind a relation, may be any text as well.
