@@ -9,6 +9,7 @@ use super::state::{Awaited, Observed};
 use crate::api::{
     Checkpoint, Failed, Follow, Frozen, Position, PostgresState, Recover, Refused, Stop as StopOrder, Stopped,
 };
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Begin a new WAL segment where an eighth of the present one or more would be sent again: a WAL receiver asks for the new
@@ -24,6 +25,8 @@ const NEW_SEGMENT: &str = "SELECT at + mod(size - mod(at, size), size) FROM (SEL
 const REST_BOUND: Duration = Duration::from_secs(1);
 /// For a CHECKPOINT where no manager says how long it waits.
 const CHECKPOINT_BOUND: Duration = Duration::from_secs(60);
+/// For so long PostgreSQL is not looked at while it is being stopped.
+const UNSEEN: Duration = Duration::from_secs(1);
 
 /// A command that was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -94,9 +97,8 @@ impl Agent {
 
     /// Start and wait. Gives up when a term above `at_term` is promised.
     pub(super) async fn start_as(&self, how: As, at_term: cluster::Term) -> Result<Sql, postgres::ServerError> {
-        use std::sync::atomic::Ordering::Release;
         self.reset_foreign_settings();
-        self.spawning.store(true, Release);
+        self.spawning.store(true, Ordering::Release);
         if postgres::is_dead(&self.env) {
             self.conf.lock().await.proved();
         }
@@ -109,7 +111,7 @@ impl Agent {
             postgres::wait_ready(&self.env, pid, || self.memory().promise > at_term).await
         }
         .await;
-        self.spawning.store(false, Release);
+        self.spawning.store(false, Ordering::Release);
         self.look_now.notify_one();
         if started.is_ok() {
             tracing::info!(node = %self.env.config.node, ?how, "postgres started");
@@ -235,6 +237,19 @@ impl Agent {
         Ok(found.is_some())
     }
 
+    /// Stop it, and tell what it left.
+    async fn stop_and_see(&self, bound: Duration) -> Result<Control, CommandError> {
+        let failed = |e: &dyn std::error::Error| self.failed("stopping", e);
+        postgres::stop(&self.env, Stop::Fast(bound)).await.map_err(|e| failed(&e))?;
+        if !self.env.layout.has_data() {
+            return Err(self.wrong_state("with data"));
+        }
+        let control = Control::read(&self.env).await.map_err(|e| failed(&e))?;
+        // The lease is given back meanwhile. Not at the next look only: one that hangs would keep it, and have it renewed.
+        self.is_stopped_as(control.clone());
+        Ok(control)
+    }
+
     /// `/agent/stop`. Also of one that hangs: then it is killed.
     pub(super) async fn stop(&self, order: &StopOrder) -> Result<Stopped, CommandError> {
         self.promise(order.term)?;
@@ -253,15 +268,16 @@ impl Agent {
             }
         }
         // Also where its postmaster is dead, and no look has ended yet what that left: it could still acknowledge commits.
-        let bound = Duration::from_millis(order.deadline_ms);
-        postgres::stop(&self.env, Stop::Fast(bound)).await.map_err(|e| failed(&e))?;
-        if !self.env.layout.has_data() {
-            return Err(self.wrong_state("with data"));
-        }
-        let control = Control::read(&self.env).await.map_err(|e| failed(&e))?;
-        // The lease is given back meanwhile. Not at the next look only: one that hangs would keep it, and have it renewed.
-        self.is_stopped_as(control.clone());
+        let stopping = self.stop_and_see(Duration::from_millis(order.deadline_ms));
+        tokio::pin!(stopping);
+        self.stopping.store(true, Ordering::Release);
+        let in_time = tokio::time::timeout(UNSEEN, &mut stopping).await;
+        self.stopping.store(false, Ordering::Release);
         self.look_now.notify_one();
+        let control = match in_time {
+            Ok(control) => control?,
+            Err(_) => stopping.await?,
+        };
         let clean = control.state == "shut down";
         let end = match clean {
             // The shutdown checkpoint is the last record: its end is the end of WAL.

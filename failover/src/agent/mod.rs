@@ -182,6 +182,8 @@ pub(crate) struct Agent {
     lines_left_for: AtomicU64,
     /// A postmaster was just started and may not have its pid file yet.
     spawning: AtomicBool,
+    /// A manager has just ordered to stop it: until that is done, or takes longer, nothing else is to be seen.
+    stopping: AtomicBool,
     state: State,
     standing: standing::Standing,
     /// What looks at PostgreSQL have seen of its walsenders.
@@ -300,6 +302,7 @@ pub async fn run(
         cut_off_for: AtomicU64::new(0),
         lines_left_for: AtomicU64::new(0),
         spawning: AtomicBool::new(false),
+        stopping: AtomicBool::new(false),
         fence_kept_at: Mutex::new(now),
         state,
         standing: standing::Standing::default(),

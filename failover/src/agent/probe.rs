@@ -220,6 +220,12 @@ impl Agent {
     }
 
     async fn look_at_it(&self, sql: &mut Option<Arc<Sql>>) {
+        // It takes no more connections, and each that it refuses costs it a process while clients wait.
+        if self.stopping.load(std::sync::atomic::Ordering::Acquire) {
+            *sql = None;
+            self.standing.look_by(None);
+            return;
+        }
         let now = self.env.clock.now();
         let postmaster = postgres::postmaster(&self.env);
         if let Ok(None) = postmaster {

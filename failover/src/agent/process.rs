@@ -174,7 +174,8 @@ pub(crate) async fn kill_all(data: &Path, bound: Duration, still: impl Fn() -> b
             if still() {
                 let_end(writers);
             }
-            reap();
+            // Clients may wait for the answer.
+            drop(tokio::task::spawn_blocking(reap));
             return Ok(true);
         }
         if !still() {

@@ -192,6 +192,8 @@ impl Agent {
             Some(left) if !left.is_zero() => Ok(left),
             _ => Err(PromoteError::TimedOut { what, after_ms: order.deadline_ms }),
         };
+        // etcd's write is over before PostgreSQL's begin, and those of the standbys that clients wait for.
+        self.ask_for_lease(order.term);
         let unproved = self.preset_waits(&waits).await?;
         if self.conf.lock().await.is_lenient() {
             // The readers that are ended next were the last to go by the default of before.
@@ -208,8 +210,9 @@ impl Agent {
         cleared?;
         self.conf.lock().await.taken_up();
         replayed?;
-        self.make_slots(sql, left("making replication slots")?.min(SLOTS_BOUND)).await;
-        let (xid_bound, has_terms) = next_xid(sql, left(what)?).await?;
+        let slots = self.make_slots(sql, left("making replication slots")?.min(SLOTS_BOUND));
+        let ((), next) = tokio::join!(slots, next_xid(sql, left(what)?));
+        let (xid_bound, has_terms) = next?;
         self.write_stubs(order.base.timeline, timeline)
             .and_then(|()| self.leave_mark(order.base.timeline, timeline))
             .map_err(|source| PromoteError::File { what: "histories", source })?;
@@ -249,7 +252,6 @@ impl Agent {
         );
         // Frozen until a look shows the primary: before, it would pass for a standby whose names are its own to set.
         self.state.change(|o| o.last_timeline = Some(timeline));
-        self.ask_for_lease(order.term);
         self.checkpoint_later(order.term);
         self.look_now.notify_one();
         Ok(Promoted { fork, forks, xid_bound, xid_bounds, record_lsn, prepared })
