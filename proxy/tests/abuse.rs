@@ -337,6 +337,63 @@ fn a_client_that_dies_within_a_message_of_a_failed_copy_leaves_nobody_its_server
     // Its server waits for the rest of that message, and would take it from whoever came next.
     let mut other = Raw::login(c.port, &[]);
     assert_eq!(words(&other.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    // One that sends the rest has no server any more, though it says nothing else.
+    let mut lives = Raw::login(c.port, &[]);
+    lives.write(|out| write_query(out, "copy t from stdin"));
+    assert_eq!(lives.next(), "G");
+    lives.write(|out| {
+        message(out, b'd', |b| b.extend_from_slice(b"bad\n"));
+        out.extend_from_slice(b"d\0\0\0\x0fhalf");
+    });
+    assert_eq!(words(&lives.until_ready()), "E 22P02 | Z I");
+    lives.send(b" of it\n");
+    assert_eq!(words(&other.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+    lives.write(|out| message(out, b'c', |_| {}));
+    assert_eq!(words(&lives.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
+
+/// Nothing is answered within a COPY but at its end.
+#[test]
+fn what_is_no_copy_data_ends_a_connection_within_a_copy_whatever_it_would_wait_for() {
+    let c = Cluster::start(0, |raw| raw.reads.hints = true);
+    c.psql("create table t(a int); create sequence s").unwrap();
+    let within = [
+        (&["copy t from stdin"][..], "show pgtenure.term"),
+        (&["set pgtenure.consistency = 'strong'", "copy t from stdin"], "select 1"),
+        (&["begin", "copy t from stdin"], "/* pgtenure: consistency=eventual */ select 1"),
+        (&["copy t from stdin"], "set pgtenure.after = 'nonsense'"),
+        (&["copy t from stdin"], "select currval('s')"),
+        (&["copy t from stdin"], "/* pgtenure: durability=local */ select 1"),
+    ];
+    for (first, sql) in within {
+        let mut raw = Raw::login(c.port, &[]);
+        let (copy, before) = first.split_last().expect("a COPY");
+        before.iter().for_each(|sql| drop(common::raw::ok(&mut raw, sql)));
+        raw.write(|out| write_query(out, copy));
+        assert_eq!(raw.next(), "G");
+        raw.write(|out| write_query(out, sql));
+        let told = words(&raw.until_ready());
+        assert!(told.ends_with("E 08P01 | EOF"), "{first:?}: {told}");
+    }
+    // What needs no server, behind the COPY in one unit.
+    let mut raw = Raw::login(c.port, &[]);
+    raw.write(|out| {
+        parse(out, "known", "select 1");
+        sync(out);
+    });
+    assert_eq!(words(&raw.until_ready()), "1 | Z I");
+    raw.write(|out| {
+        parse(out, "", "copy t from stdin");
+        bind(out, "", "", &[]);
+        execute(out, "");
+        close(out, "known");
+        sync(out);
+        copy_data(out);
+        message(out, b'c', |_| {});
+        sync(out);
+    });
+    let told = words(&raw.until_ready());
+    assert!(told.starts_with("1 | 2 | G"), "{told}");
 }
 
 #[test]

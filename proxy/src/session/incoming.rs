@@ -154,13 +154,23 @@ impl Session {
                 self.follow_long(&input[..n]);
                 self.send(&input[..n]);
                 self.ask_for_syncs();
+                self.rest_behind_tail();
                 Some(Step::Used(n))
             }
             Tail::Discard(left) => {
                 let n = left.min(input.len());
                 self.tail = if left > n { Tail::Discard(left - n) } else { Tail::None };
+                self.rest_behind_tail();
                 Some(Step::Used(n))
             }
+        }
+    }
+
+    /// The rest of a message has come that was answered before, as of a COPY that has failed: the session rests as it could not
+    /// within it.
+    fn rest_behind_tail(&mut self) {
+        if self.tail == Tail::None && self.server.is_some() && !self.relay.busy() && self.to_server.is_empty() {
+            self.rest(self.w.now());
         }
     }
 
@@ -307,7 +317,7 @@ impl Session {
                 b'X' => return self.terminate(),
                 // The COPY may have failed, which the server has told and we have not heard; else it will say that this
                 // is none of its messages, and end the connection.
-                _ => return self.cut_unit(input),
+                _ => return self.step_past_copy(input),
             }
         }
         self.send(&input[..run]);
@@ -316,6 +326,17 @@ impl Session {
             self.ask_for_answers();
         }
         Step::Used(run)
+    }
+
+    /// None of the messages of the COPY that the server reads. It goes to the server as it is; what would wait for an answer
+    /// before gets none, so that the proxy ends the connection in its place.
+    fn step_past_copy(&mut self, input: &[u8]) -> Step {
+        let step = self.cut_unit(input);
+        let waits = matches!(step, Step::Wait) && self.relay.copy_in() && !self.cancelling && self.hold.is_none();
+        if !waits {
+            return step;
+        }
+        self.violation(&ClientError::ProtocolViolation { what: "unexpected message during COPY from stdin".into() })
     }
 
     /// A COPY has failed that may have swallowed Syncs: the server is asked, unless a message is half sent.
@@ -361,7 +382,7 @@ impl Session {
     }
 
     /// What it is owed so far is answered before it goes on.
-    fn press_for_answers(&mut self) -> Step {
+    pub(super) fn press_for_answers(&mut self) -> Step {
         if self.relay.hiding() || self.relay.is_blind() {
             return Step::Wait;
         }

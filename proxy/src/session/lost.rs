@@ -293,6 +293,8 @@ pub(super) fn leave(s: &mut Session) {
     }
     drop_rest(s);
     (s.server_in, s.behind, s.hint_warned) = (Vec::new(), false, false);
+    // What was held there is over.
+    (s.hold, s.waiting_since) = (None, None);
     s.rescan = true;
     s.set_busy(None);
     // First the client is told what is due.

@@ -87,10 +87,11 @@ impl Session {
             match self.w.gate(now) {
                 Gate::Open => self.fail_unproven(now),
                 // Outside a block there is nothing to lose: only the statement fails.
-                Gate::Draining => {
+                Gate::Draining if !self.relay.busy() => {
                     let since = self.waiting_since.unwrap_or(now);
                     self.end_held(acquire::hold_timeout(&self.w, None, since, now));
                 }
+                Gate::Draining => {}
                 Gate::Closed(_) => return Err(Turn::Lost(Loss::HoldTimeout)),
             }
         }

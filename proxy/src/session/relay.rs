@@ -323,7 +323,8 @@ impl Relay {
     /// Something else was sent to a server that reads CopyData: it will say so and end the connection, unless the COPY
     /// has failed meanwhile.
     pub fn copy_broken(&self) -> bool {
-        self.copy_in && self.queue.len() > 1
+        let beside = |e: &Entry| !matches!(e.kind, Kind::LocalParse | Kind::LocalClose);
+        self.copy_in && self.queue.iter().skip(1).any(beside)
     }
 
     /// May something in flight turn out to be a COPY from the client?

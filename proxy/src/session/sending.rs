@@ -102,14 +102,8 @@ impl Session {
                 return self.send_unit(input, unit, classes, now);
             } else {
                 return match self.w.gate(now) {
-                    Gate::Open if !starts && self.must_begin_anew(unit, access, now) => match self.relay.copy_in() {
-                        // What was asked before is answered first.
-                        false => Step::Wait,
-                        // That is never answered: the server waits for rows, and would end the connection.
-                        true => self.violation(&ClientError::ProtocolViolation {
-                            what: "unexpected message during COPY from stdin".into(),
-                        }),
-                    },
+                    // What was asked before is answered first.
+                    Gate::Open if !starts && self.must_begin_anew(unit, access, now) => Step::Wait,
                     Gate::Open if self.is_behind_after(starts, now) => self.await_after(access, starts, now),
                     Gate::Open if starts && self.must_await_proof(access, now) => self.hold_unproven(access, now),
                     Gate::Open if starts && self.must_be_shown(unit, now) => match self.hold_unshown(now) {
@@ -157,6 +151,15 @@ impl Session {
         self.w.proven(&self.presence, &promise, access, since).err()
     }
 
+    /// The same, where it waits for an answer in any case.
+    fn is_doubtful(&mut self, access: Access, now: Instant) -> bool {
+        if self.chosen.is_some() || self.proven {
+            return false;
+        }
+        let (promise, since) = (self.promise_of_unit(), self.waiting_since.unwrap_or(now));
+        !self.w.is_proven(&promise, access, since)
+    }
+
     /// Is a unit outside of any block, behind what is in flight at the primary, one that must not go there as it is? Whoever
     /// never waits for an answer would not be looked at again otherwise: it has to be as if nothing had been sent before.
     fn must_begin_anew(&mut self, unit: &Unit, access: Access, now: Instant) -> bool {
@@ -167,7 +170,7 @@ impl Session {
         let access = if unit.read { Access::Read } else { access };
         // What is promised, when that may be set by what is in flight, is not known yet.
         self.own_set != 0
-            || self.doubts(access, now).is_some()
+            || self.is_doubtful(access, now)
             || self.after_unknown(now).is_some()
             // What comes within a COPY is not run.
             || !self.relay.copy_in()
@@ -567,10 +570,11 @@ impl Session {
     /// answer before goes on being sent.
     pub(super) fn watch_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<ClientError>> {
         self.presence.park(cx.waker());
-        if self.to_client.flush(&mut self.client, cx).is_err() {
+        let Ok(moved) = self.to_client.flush(&mut self.client, cx) else {
             (self.eof, self.inbox) = (true, Vec::new());
             return Poll::Ready(None);
-        }
+        };
+        self.watch_writes(moved);
         if self.presence.end.get() || self.presence.expired.get().is_some() {
             return Poll::Ready(None);
         }

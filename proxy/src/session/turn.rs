@@ -99,7 +99,9 @@ impl Session {
         // Not what we have asked for behind all of it.
         let gone = matches!(self.inbox.first(), None | Some(b'X'));
         let owed = answered && !self.relay.copy_in() && !(self.relay.hiding() && gone);
-        if self.eof && !moved && !owed && self.to_client.is_empty() {
+        // What is held will be sent.
+        let held = !gone && (self.hold.is_some() || self.cancelling);
+        if self.eof && !moved && !owed && !held && self.to_client.is_empty() {
             if self.to_client.settle(&mut self.client) {
                 return Err(Turn::Close);
             }
@@ -141,7 +143,7 @@ impl Session {
     }
 
     /// Does the client take what is sent to it?
-    fn watch_writes(&self, moved: bool) {
+    pub(super) fn watch_writes(&self, moved: bool) {
         let blocked = &self.presence.blocked;
         if self.to_client.is_empty() {
             if blocked.get().is_some() {

@@ -103,6 +103,12 @@ impl Worker {
         proven
     }
 
+    /// The same as of now, for whom something else will wake: nobody is asked.
+    pub fn is_proven(&self, promise: &Promise, access: Access, since: Instant) -> bool {
+        let view = self.view.borrow();
+        route::proven(promise, access, &view.topology, &view.lag, (since, self.now())).is_ok()
+    }
+
     /// `who` waits for a newer sample, which is asked for.
     pub fn await_sample(&self, who: &Rc<Presence>) {
         if !who.unproven.replace(true) {
