@@ -280,6 +280,11 @@ impl Session {
         }
     }
 
+    /// Has the first statement of the open block been sent?
+    pub(super) fn has_begun_to_work(&self) -> bool {
+        self.fresh.is_none_or(|fresh| fresh.sent == Sent::Statement)
+    }
+
     /// Units were answered.
     pub(super) fn block_answered(&mut self) {
         self.fresh = self.fresh.filter(|_| self.relay.status == TxStatus::Block).and_then(|fresh| match fresh.sent {

@@ -103,7 +103,14 @@ impl Session {
         if hints.is_empty() && local.is_empty() || within && self.fresh.is_none() {
             return None;
         }
-        if within && self.relay.busy() {
+        let open = self.relay.open.is_some();
+        if within && open && self.has_begun_to_work() {
+            return None;
+        }
+        if within && open && self.relay.pending() > 0 {
+            return Some(self.press_for_answers());
+        }
+        if within && !open && self.relay.busy() {
             // What was asked before is answered first.
             return Some(Step::Wait);
         }
@@ -119,6 +126,10 @@ impl Session {
         let detail =
             if within { "Reads of this block go to the primary." } else { "The statement goes to the primary." };
         self.warn_of_hint(&bad.iter().map(|bad| (bad.to_string(), detail)).collect::<Vec<_>>());
+        if within && open {
+            let why = self.cannot_keep(said, self.w.now());
+            return why.map(|error| self.violation(&error));
+        }
         self.hinted = Some(Box::new(said));
         None
     }

@@ -14,11 +14,13 @@ use crate::session::state::Pins;
 use crate::sql::{Access, PinReason, sets_aside};
 use crate::wire::error_response::ClientError;
 use crate::wire::promise_error::PromiseError;
-use cluster::Instant;
+use cluster::{Instant, Role};
+
+const CONSISTENCY: &str = "pgtenure.consistency";
 
 /// The settings that a promise is made of.
 const NAMES: [&str; 6] = [
-    "pgtenure.consistency",
+    CONSISTENCY,
     "pgtenure.read_from",
     "pgtenure.max_replay_lag",
     "pgtenure.standby_wait",
@@ -62,6 +64,10 @@ impl Said {
         settings.append(&mut self.settings);
         Self { promise: self.promise, settings }
     }
+}
+
+fn late(name: &'static str, to: &str) -> ClientError {
+    ClientError::Promise(PromiseError::Late { name, to: to.to_owned() })
 }
 
 impl Session {
@@ -182,9 +188,25 @@ impl Session {
         let strong = self.says() && self.promise_of_unit().consistency == Consistency::Strong;
         let refused = strong && self.needs_proof(Access::Write, now);
         if refused {
-            lost::fail_block(self, ClientError::Promise(PromiseError::Late));
+            lost::fail_block(self, late(CONSISTENCY, Consistency::Strong.as_str()));
         }
         refused
+    }
+
+    /// A unit says what its block, which has done nothing yet, is promised, and a part of it is at the block's server already:
+    /// what is described before it is executed. So the block stays there. Why it cannot be promised that.
+    pub(super) fn cannot_keep(&mut self, said: Said, now: Instant) -> Option<ClientError> {
+        let (holds, wants) = (self.promise_of_block().unwrap_or_else(|| self.promise()), said.promise);
+        self.hinted = Some(Box::new(said));
+        let standby = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Standby);
+        let serves = !standby || self.still_fits(now);
+        match wants.after.filter(|_| wants.after != holds.after) {
+            Some(after) => Some(late(AFTER, &after.to_string())),
+            None if serves && (wants.consistency < Consistency::Global || wants.consistency == holds.consistency) => {
+                None
+            }
+            None => Some(late(CONSISTENCY, wants.consistency.as_str())),
+        }
     }
 }
 

@@ -54,8 +54,13 @@ pub enum PromiseError {
         /// What is lacking.
         why: String,
     },
-    /// `strong` was asked for in a block whose server cannot be proven to be the primary any more before it begins.
-    Late,
+    /// More is asked for in a block than its server can be proven to keep, now that it has begun.
+    Late {
+        /// The setting.
+        name: &'static str,
+        /// What it was to be.
+        to: String,
+    },
     /// A value that a setting of ours cannot have.
     Invalid {
         /// PostgreSQL's words for it.
@@ -87,8 +92,8 @@ impl PromiseError {
                     .detail(format!("Server {node}, primary in term {term}, was asked for {}: {why}.", millis(*waited)))
                     .hint("Retry later, or choose another pgtenure.consistency.")
             }
-            Self::Late => {
-                let what = "pgtenure.consistency cannot become \"strong\" in this transaction block";
+            Self::Late { name, to } => {
+                let what = format!("{name} cannot become \"{to}\" in this transaction block");
                 error(SqlState::FEATURE_NOT_SUPPORTED, what)
                     .detail(
                         "A server is proven to be the primary before BEGIN, and the session keeps its server."
@@ -215,7 +220,7 @@ mod tests {
                 "ERROR 57P03 it cannot be proved at present that the server is still the primary | Server n1, primary in term 7, was asked for 2000 ms: odd. | Retry later, or choose another pgtenure.consistency.",
             ),
             (
-                PromiseError::Late,
+                PromiseError::Late { name: "pgtenure.consistency", to: "strong".into() },
                 "ERROR 0A000 pgtenure.consistency cannot become \"strong\" in this transaction block | A server is proven to be the primary before BEGIN, and the session keeps its server. | Set it before BEGIN.",
             ),
             (PromiseError::Invalid { what: "odd".into() }, "ERROR 22023 odd |  | "),

@@ -37,6 +37,27 @@ fn a_read_only_block_is_promised_what_it_says() {
     assert_eq!(value(&mut a, WHERE), "n1");
     ok(&mut a, "commit");
     assert_eq!(value(&mut any, "select n, current_setting('cluster_name') from seen"), "0 n2", "the session's own");
+    // One that is described before it is executed, as drivers do.
+    let set_local = |client: &mut Raw, to: &str| {
+        ok(client, "begin");
+        client.write(|out| {
+            common::raw::parse(out, "", &format!("select set_config('pgtenure.consistency', '{to}', true)"));
+            common::raw::describe(out, "");
+            common::raw::flush(out);
+        });
+        assert_eq!([client.next(), client.next(), client.next()], ["1", "t", "T"]);
+        client.write(|out| {
+            common::raw::bind(out, "", "", &[]);
+            common::raw::execute(out, "");
+            common::raw::sync(out);
+        });
+        client.until_ready()
+    };
+    assert_eq!(set_local(&mut c, "eventual"), ["2", "D eventual", "C SELECT 1", "Z T"]);
+    assert_eq!(value(&mut c, WHERE), "n1");
+    ok(&mut c, "commit");
+    let mut late = Raw::login(cluster.port, &[]);
+    assert_eq!(set_local(&mut late, "global"), ["E 0A000", "EOF"]);
     // One that wants more.
     let local = "set local pgtenure.consistency = 'eventual'";
     for begin in [
