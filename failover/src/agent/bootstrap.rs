@@ -215,7 +215,8 @@ fn initdb_options(bootstrap: &BootstrapRaw, version: u32) -> Vec<String> {
         (false, 180_000..) => options.push("--no-data-checksums"),
         (false, _) => {}
     }
-    options.into_iter().map(str::to_owned).chain([format!("--locale={}", bootstrap.locale)]).collect()
+    let segment = format!("--wal-segsize={}", bootstrap.wal_segment_size.0 >> 20);
+    options.into_iter().map(str::to_owned).chain([format!("--locale={}", bootstrap.locale), segment]).collect()
 }
 
 /// The number of the first bad line as error.
@@ -258,6 +259,7 @@ fn quoted_word(text: &str) -> Option<(String, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cluster::config::Size;
 
     #[test]
     fn initdb_of_each_version_is_told_only_what_it_knows() {
@@ -273,6 +275,8 @@ mod tests {
         assert_eq!(told(false, 170_010), [true, false, false]);
         assert_eq!(told(true, 180_006), [true, true, false]);
         assert_eq!(told(false, 180_006), [true, false, true]);
+        let bootstrap = BootstrapRaw { wal_segment_size: Size(64 << 20), ..BootstrapRaw::default() };
+        assert!(initdb_options(&bootstrap, 150_018).contains(&"--wal-segsize=64".to_owned()), "it counts in MiB");
     }
 
     #[test]

@@ -150,11 +150,20 @@ pub struct BootstrapRaw {
     pub locale: String,
     /// Checksums on data pages. Default true.
     pub data_checksums: bool,
+    /// Size of a WAL segment: a power of two from 1MiB to 1GiB. Default `4MiB`: a promotion copies one and syncs it while nobody
+    /// can write.
+    pub wal_segment_size: Size,
 }
 
 impl Default for BootstrapRaw {
     fn default() -> Self {
-        Self { userlist: PathBuf::new(), databases: BTreeMap::new(), locale: "C.UTF-8".into(), data_checksums: true }
+        Self {
+            userlist: PathBuf::new(),
+            databases: BTreeMap::new(),
+            locale: "C.UTF-8".into(),
+            data_checksums: true,
+            wal_segment_size: Size(4 << 20),
+        }
     }
 }
 
@@ -301,6 +310,11 @@ pub fn check(raw: &AgentRaw, bootstrap: &BootstrapRaw) -> Result<AgentConfig, Ve
     }
     if raw.wal_keep.0 < 16 << 20 {
         bad.push(BadSetting::new("agent.wal_keep", raw.wal_keep, "at least 16MiB, one segment"));
+    }
+    let segment = bootstrap.wal_segment_size;
+    if !(1 << 20..=1 << 30).contains(&segment.0) || !segment.0.is_power_of_two() {
+        let why = "expected a power of two from 1MiB to 1GiB";
+        bad.push(BadSetting::new("bootstrap.wal_segment_size", segment, why));
     }
     match (node, listen, bad.is_empty()) {
         (Some(node), Some(listen), true) => Ok(checked(raw, bootstrap, node, listen, watchdog)),
@@ -477,6 +491,14 @@ mod tests {
     #[test]
     fn the_defaults_hold_together() {
         assert_eq!(problems(&raw()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_segment_has_a_size_that_initdb_knows() {
+        for (bytes, good) in [(1 << 20, true), (1 << 30, true), (1 << 19, false), (3 << 20, false), (2 << 30, false)] {
+            let bootstrap = BootstrapRaw { wal_segment_size: Size(bytes), ..BootstrapRaw::default() };
+            assert_eq!(check(&raw(), &bootstrap).is_ok(), good, "{bytes}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #[path = "../../../integration/src/segment.rs"]
 mod segment;
 
+use cluster::config::Size;
 use cluster::keys::Keys;
 use cluster::sync_names::SyncNames;
 use cluster::{Endpoint, NodeId, Term};
@@ -168,7 +169,8 @@ impl Cluster {
                     .into(),
                 ..AgentRaw::default()
             };
-            let config = check(&raw, &BootstrapRaw::default()).unwrap();
+            let bootstrap = BootstrapRaw { wal_segment_size: Size(16 << 20), ..BootstrapRaw::default() };
+            let config = check(&raw, &bootstrap).unwrap();
             Node { id, config, handle: None, store: store.client(), agent_port: 0 }
         });
         Self { nodes: nodes.collect(), _dir: dir, store, keys: Keys::new("/t", "t"), shared, k }
