@@ -132,6 +132,7 @@ pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict,
     let before = prepare(world)?;
     let began = Instant::now();
     let since = Since { term: before.term, epoch: records::epoch(world) };
+    let said_before = operators_words(world).len();
     let load = Load::start(&PROXIES.map(|p| world.target(p)), seed, !world.needs().asynchronous);
     load.acknowledges(20, WRITES_AGAIN)?;
     let mut broken = Vec::new();
@@ -174,7 +175,7 @@ pub fn run(world: &mut World, scenario: &Scenario, seed: u64) -> Result<Verdict,
     let strict = told.policy.is_some() || expects(Expect::NoLoss);
     broken.extend(violations(&told, Rules { strict, no_errors: expects(Expect::NoErrors) }));
     let terms = (before.term, after.map_or(before.term, |now| now.term));
-    broken.extend(unexpected(scenario, &told, terms));
+    broken.extend(unexpected(scenario, &told, terms, operators_words(world).get(said_before..).unwrap_or_default()));
     let (counts, answers) = counts(&told.events);
     Ok(Verdict {
         scenario: scenario.name.clone(),
@@ -211,8 +212,13 @@ fn at_the_end(world: &World, since: Since, all_well: bool) -> Result<(Told, Opti
     Err(format!("what is there in the end could not be read: {last}"))
 }
 
+/// What operators' commands have printed in this world.
+fn operators_words(world: &World) -> String {
+    std::fs::read_to_string(world.log_file("clients", "operators")).unwrap_or_default()
+}
+
 /// What the scenario expects, and what did not come about.
-fn unexpected(scenario: &Scenario, told: &Told, terms: (u64, u64)) -> Vec<Violation> {
+fn unexpected(scenario: &Scenario, told: &Told, terms: (u64, u64), said: &str) -> Vec<Violation> {
     let doubts = &told.doubts;
     let lost = told.events.iter().filter(|e| e.commit && e.outcome == Outcome::Failed("40001".into())).count() as u64;
     let wrong = |expected: &Expect| match expected {
@@ -228,7 +234,12 @@ fn unexpected(scenario: &Scenario, told: &Told, terms: (u64, u64)) -> Vec<Violat
     };
     let found = |expected| {
         let (before, after) = terms;
-        format!("{expected:?} was expected, from term {before} to {after}, in doubt {doubts:?}, {lost} told to be lost")
+        // Why there is no other term only who was asked for one knows.
+        let said = said.lines().map(str::trim).collect::<Vec<_>>().join(" / ");
+        format!(
+            "{expected:?} was expected, from term {before} to {after}, in doubt {doubts:?}, {lost} told to be lost; operators were \
+             told: {said}"
+        )
     };
     scenario.expects.iter().filter_map(|e| Some(Violation { invariant: wrong(e)?, found: found(e) })).collect()
 }
