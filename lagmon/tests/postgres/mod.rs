@@ -17,6 +17,10 @@ use server::Server;
 use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest wait for a standby to stream.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A primary (node 0) and standbys.
 pub(crate) struct Cluster {
@@ -62,6 +66,17 @@ fn run(mut command: Command) -> Output {
     output
 }
 
+/// Run SQL on the node at `port` and give what it printed. For what waits beside a test, which ends with the servers when
+/// the test fails; with the cluster itself it would keep them.
+pub(crate) fn sql_at(port: u16, sql: &str) -> String {
+    let mut psql = command("psql");
+    psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-p"]);
+    psql.arg(port.to_string()).args(["-c", sql, "postgres"]);
+    let output = psql.output().expect("psql is installed");
+    assert!(output.status.success(), "port {port}: {sql}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
 impl Cluster {
     /// Start a primary with the role pgtenure_monitor, and `standbys` standbys that stream from it.
     pub(crate) fn start(standbys: usize) -> Self {
@@ -95,6 +110,12 @@ impl Cluster {
         backup.args(["-d", &from, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"]).arg(self.data(i));
         run(backup);
         self.spawn(i);
+        // It answers as soon as it is consistent, which is before it streams: who looks only once is to see it stream.
+        let begun = Instant::now();
+        while self.sql(i, "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") != "1" {
+            assert!(begun.elapsed() < PATIENCE, "node {i} does not stream: {}", self.log(i));
+            std::thread::sleep(Duration::from_millis(10));
+        }
         i
     }
 
@@ -146,18 +167,9 @@ impl Cluster {
         self.servers[i] = Some(server);
     }
 
-    fn psql(&self, i: usize, sql: &str) -> Output {
-        let mut psql = command("psql");
-        psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-p"]);
-        psql.arg(self.ports[i].to_string()).args(["-c", sql, "postgres"]);
-        psql.output().expect("psql is installed")
-    }
-
     /// Run SQL on node `i` and give what it printed.
     pub(crate) fn sql(&self, i: usize, sql: &str) -> String {
-        let output = self.psql(i, sql);
-        assert!(output.status.success(), "node {i}: {sql}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        sql_at(self.ports[i], sql)
     }
 
     /// Wait until commits of node 0 go by its `synchronous_standby_names`. Whoever is asked has read that there is a list

@@ -10,9 +10,8 @@ use cluster::topology::{Gate, Member, Topology};
 use cluster::{Clock, Endpoint, Lsn, NodeId, Term};
 use lagmon::config::{Raw, check};
 use lagmon::{Handle, start};
-use postgres::Cluster;
+use postgres::{Cluster, sql_at};
 use prometheus::Registry;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -105,7 +104,7 @@ fn is_zero(s: &LagSnapshot, i: usize) -> bool {
 async fn an_idle_cluster_has_a_lag_of_zero_and_a_new_term_is_followed() {
     let c = Cluster::start(2);
     // Whatever is set for everybody does not end a session of ours between two probes.
-    c.sql(0, "ALTER ROLE pgtenure_monitor SET idle_session_timeout = '20ms'");
+    c.sql(0, "ALTER ROLE pgtenure_monitor SET idle_session_timeout = '60ms'");
     let m = monitor(&c);
     c.sql(0, "INSERT INTO t SELECT generate_series(1, 20000)");
     m.until("both standbys at zero", |s| is_zero(s, 1) && is_zero(s, 2)).await;
@@ -201,7 +200,7 @@ async fn who_waits_for_a_sample_gets_one_of_every_node_and_not_only_at_the_next_
 
 #[tokio::test]
 async fn without_standbys_what_does_not_wait_for_them_is_confirmed_until_somebody_does() {
-    let c = Arc::new(Cluster::start(1));
+    let c = Cluster::start(1);
     for set in ["synchronous_standby_names = 'ANY 1 (nobody)'", "synchronous_commit = 'local'"] {
         c.sql(0, &format!("ALTER SYSTEM SET {set}"));
     }
@@ -213,9 +212,9 @@ async fn without_standbys_what_does_not_wait_for_them_is_confirmed_until_somebod
     let before = Clock.now();
     c.sql(0, "INSERT INTO t VALUES (1)");
     m.until("what was committed to be confirmed", |s| confirmed(s).is_some_and(|at| at >= before)).await;
-    let asks = c.clone();
+    let port = c.ports[0];
     let asking =
-        tokio::task::spawn_blocking(move || asks.sql(0, "SET synchronous_commit = on; INSERT INTO t VALUES (2)"));
+        tokio::task::spawn_blocking(move || sql_at(port, "SET synchronous_commit = on; INSERT INTO t VALUES (2)"));
     m.until("a commit that waits not to be confirmed", |s| s.primary.is_some() && confirmed(s).is_none()).await;
     c.sql(0, "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
     asking.await.expect("the commit ends");
@@ -224,7 +223,7 @@ async fn without_standbys_what_does_not_wait_for_them_is_confirmed_until_somebod
 
 #[tokio::test]
 async fn a_commit_that_waits_to_be_applied_is_not_confirmed_before() {
-    let c = Arc::new(Cluster::start(2));
+    let c = Cluster::start(2);
     for set in ["synchronous_standby_names = 'ANY 2 (n2, n3)'", "synchronous_commit = 'on'"] {
         c.sql(0, &format!("ALTER SYSTEM SET {set}"));
     }
@@ -234,9 +233,9 @@ async fn a_commit_that_waits_to_be_applied_is_not_confirmed_before() {
     let confirmed = |s: &LagSnapshot| s.primary.as_ref().and_then(|p| p.confirmed_until);
     m.until("commits to be confirmed", |s| confirmed(s).is_some()).await;
     c.sql(2, "SELECT pg_wal_replay_pause()");
-    let asks = c.clone();
+    let port = c.ports[0];
     let applies = "SET synchronous_commit = remote_apply; INSERT INTO t VALUES (1)";
-    let waits = tokio::task::spawn_blocking(move || asks.sql(0, applies));
+    let waits = tokio::task::spawn_blocking(move || sql_at(port, applies));
     // Both have flushed it, and the first has applied it.
     m.until("n2 to show it", |_| c.sql(1, "SELECT count(*) FROM t") == "1").await;
     let (at_primary, shown) = (c.sql(0, "SELECT count(*) FROM t"), Clock.now());
