@@ -113,6 +113,8 @@ fn spawn(client_port: u16, peer_port: u16, dir: &Path, log: &Path) -> Process {
     let mut command = unprivileged("etcd");
     // An election timeout of 500 ms lets leases be as short as a second.
     command.args(["--name", "e1", "--heartbeat-interval", "100", "--election-timeout", "500"]);
+    // A disk that stalls is to cost no leader its place; when it is killed, what it wrote stays.
+    command.arg("--unsafe-no-fsync");
     command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
     command.args(["--initial-cluster", &format!("e1={peer}"), "--data-dir"]).arg(dir.join("data"));

@@ -169,7 +169,10 @@ fn a_cluster_made_by_hand_is_adopted_and_a_failover_keeps_its_rows() {
     cluster.start_role("n2");
     hand.query(0, "INSERT INTO t VALUES (0)");
     next.is_asked_to();
-    assert!(second.log().contains("waiting for n3"), "{}", second.log());
+    // It says so behind what makes the agent stop that.
+    wait_for("the command to say that it waits", LONG, || {
+        if second.log().contains("waiting for n3") { Ok(()) } else { Err(second.log()) }
+    });
     second.kill();
     cluster.kill_role("n3");
     next.ends();

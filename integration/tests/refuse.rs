@@ -38,7 +38,8 @@ fn a_failover_that_could_lose_commits_needs_a_word_and_leaves_a_mark_until_rearm
     cluster.kill_postgres(&before.primary);
     refuses_with_numbers(&cluster, &before.primary);
     refuses_with_numbers(&cluster, down);
-    assert_eq!(cluster.status().expect("a manager answers")["primary"], serde_json::json!(before.primary));
+    let status = wait_for("a manager's answer", LONG, || cluster.status());
+    assert_eq!(status["primary"], serde_json::json!(before.primary));
 
     cluster.verb(&["failover", "--allow-data-loss"]).exits(0);
     let after = cluster.active_after(before.term);

@@ -71,9 +71,12 @@ fn the_report_counts_commits_below_the_mode() {
     lowered.terminate();
     cluster.verb(&["switchover"]).exits(0);
     let after = cluster.active_after(before.term);
-    let report = cluster.verb(&["report", &after.term.to_string(), "--json"]).exits(0).json();
-    // The SET to `on` ends the count, the commits before it were acknowledged below.
-    assert_eq!(report.pointer("/journal/below_mode").and_then(serde_json::Value::as_u64), Some(3), "{report:#}");
+    // The SET to `on` ends the count, the commits before it were acknowledged below. The journal is written behind the answer.
+    wait_for("the report to count them", LONG, || {
+        let report = cluster.verb(&["report", &after.term.to_string(), "--json"]).exits(0).json();
+        let below = report.pointer("/journal/below_mode").and_then(serde_json::Value::as_u64);
+        if below == Some(3) { Ok(()) } else { Err(report) }
+    });
     let text = cluster.verb(&["report", &after.term.to_string()]).exits(0).stdout;
     assert!(text.contains("below the cluster's mode in the term that ended: 3"), "{text}");
     cluster.all_stream();
