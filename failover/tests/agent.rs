@@ -381,6 +381,10 @@ fn a_running_postgres_is_adopted_by_a_new_agent_and_keeps_its_lease() {
 fn an_async_primary_cut_off_from_etcd_stops_acknowledging_and_then_stops() {
     unprivileged("an_async_primary_cut_off_from_etcd_stops_acknowledging_and_then_stops", async {
         let mut c = Cluster::new(22170, 2, Mode::Async, 0);
+        // Between the fence and the lease's end there is time for a slow machine.
+        for node in &mut c.nodes {
+            (node.config.lease_ttl, node.config.lease_margin) = (Duration::from_secs(5), Duration::from_millis(2500));
+        }
         let p = c.bootstrap().await;
         let sql = c.sql(p).await;
         sql.batch_execute("CREATE TABLE t (i int)").await.unwrap();

@@ -327,7 +327,9 @@ fn the_watchdog_is_fed_while_an_agent_that_ends_stops_its_postgres() {
         signal(pid.parse().unwrap(), nix::sys::signal::Signal::SIGSTOP);
         c.nodes[p].handle.take().unwrap().stop().await;
         until("the device to be stopped", async || devices[p].food().ends_with(".V").then_some(())).await;
-        assert!(!devices[p].has_fired(FIRES_AFTER), "the host is reset, because its agent is restarted");
+        // A slow machine has two seconds more; the stop takes longer still.
+        let fired = devices[p].has_fired(FIRES_AFTER + Duration::from_secs(2));
+        assert!(!fired, "the host is reset, because its agent is restarted");
     });
 }
 

@@ -38,8 +38,9 @@ fn a_postmaster_that_stands_still_alone_is_replaced_though_its_sessions_answer()
         let (first, old) = (s.term.expect("it is active"), primary_of(&c, &s));
         let session = c.sql(old).await;
         let begun = Instant::now();
-        signal(postmaster(&c.nodes[old].config), Signal::SIGSTOP);
-        status_is(&m, "the reason to wait", |s| s.verdict_text.iter().any(|t| t.contains("has not answered"))).await;
+        let pid = postmaster(&c.nodes[old].config);
+        signal(pid, Signal::SIGSTOP);
+        stands_still(pid).await;
         session.batch_execute("SELECT 1").await.expect("a session needs no postmaster");
         let s = status_is(&m, "the second term", |s| is_active(s) && s.term > Some(first)).await;
         let journal = s.last_failover.clone().unwrap();
