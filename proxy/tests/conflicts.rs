@@ -20,6 +20,7 @@ fn start(delay: &str) -> Cluster {
         raw.allow_functions = vec!["deadlocks".into()];
     });
     cluster.nodes[0].psql("create table t(n int); insert into t select generate_series(1, 5); grant all on t to app");
+    cluster.replicate();
     cluster.nodes[1].psql(&format!("alter system set max_standby_streaming_delay = '{delay}'"));
     cluster.nodes[1].psql("select pg_reload_conf()");
     cluster
@@ -70,8 +71,10 @@ fn a_read_whose_rows_are_removed_runs_again_elsewhere() {
     });
     assert_eq!(words(&a.until_ready()), "T | D 4 n1 | C SELECT 1 | Z I");
     assert_eq!(words(&block.until_ready()), "T | D 4 n1 | C SELECT 1 | Z T");
-    // One that has read there, and is between two statements: the server ends its connection.
-    assert_eq!(words(&idle.query("select count(*) from t")), "E 40001 | Z E");
+    // One that has read there, and is between two statements: the server ends its connection. Recovery goes from one to the
+    // next: on a busy machine it may have come to this one only as it runs again.
+    let told = words(&idle.query("select count(*) from t"));
+    assert!(["E 40001 | Z E", "T | E 40001 | Z E"].contains(&&*told), "{told}");
     assert_eq!(words(&idle.query("rollback")), "C ROLLBACK | Z I");
     assert_eq!(value(&mut idle, "select count(*) from t"), "4");
     let conflicts = || cluster.nodes[1].psql("select sum(confl_snapshot) from pg_stat_database_conflicts");

@@ -149,8 +149,10 @@ fn exporters_find_the_tables_and_columns_they_ask_for() {
     // PgBouncer shows its console among the databases, and who asks among its clients.
     let databases = ask(&cluster, "SHOW DATABASES").unwrap();
     assert_eq!(cell(&databases, "pgbouncer", "pool_mode").as_deref(), Some("statement"));
-    let pools = ask(&cluster, "SHOW POOLS").unwrap();
-    assert_eq!(cell(&pools, "pgbouncer", "cl_active").as_deref(), Some("1"));
+    wait_for("who asked before to have left", || {
+        let pools = ask(&cluster, "SHOW POOLS").unwrap();
+        (cell(&pools, "pgbouncer", "cl_active").as_deref() == Some("1")).then_some(())
+    });
     let pins = ask(&cluster, "SHOW PINS").unwrap();
     assert_eq!(pins.len(), 2, "{pins:?}");
     let prepared = ask(&cluster, "SHOW PREPARED").unwrap();

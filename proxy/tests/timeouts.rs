@@ -30,6 +30,7 @@ fn an_idle_client_is_disconnected_and_a_waiting_or_working_one_is_not() {
         raw.timeouts.client_idle_timeout = Span::secs(1);
     });
     let mut idle = Raw::login(c.port, &[]);
+    let mut waits = Raw::login(c.port, &[]);
     let mut busy = Raw::login(c.port, &[]);
     // There is nothing to flush, so nobody needs a server for that.
     busy.write(|out| {
@@ -38,7 +39,6 @@ fn an_idle_client_is_disconnected_and_a_waiting_or_working_one_is_not() {
         flush(out);
     });
     assert_eq!(words(&busy.until_ready()), "T | D 1 | C SELECT 1 | Z I");
-    let mut waits = Raw::login(c.port, &[]);
     assert_eq!(words(&waits.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
     busy.query("begin");
     waits.write(|out| write_query(out, "select 1"));
@@ -306,6 +306,7 @@ fn more_clients_than_are_taken_are_refused_except_at_the_console() {
     let (mut named, mut first, mut next) = (begin(2, &packet), begin(3, &[0, 0]), begin(4, &[0, 0]));
     assert_eq!(psql("app", "select 1"), (true, "1".to_owned()));
     assert!(gone(&mut first) && !gone(&mut next) && !gone(&mut named));
+    connected(3);
     let mut last = begin(4, &[0, 0]);
     assert_eq!(psql("app", "select 1"), (true, "1".to_owned()));
     assert!(gone(&mut next) && !gone(&mut last) && !gone(&mut named));

@@ -27,6 +27,8 @@ fn cluster(authority: &Authority, mode: ClientMode, client_ca: bool) -> Cluster 
         raw.tls.cert = Some(authority.path("server.crt"));
         raw.tls.key = Some(authority.path("server.key"));
         raw.tls.client_ca = client_ca.then(|| authority.path("ca.crt"));
+        // Byte by byte a login takes long on a busy machine.
+        raw.login_timeout = cluster::config::Span::secs(60);
     })
 }
 
@@ -336,6 +338,11 @@ fn servers_are_verified_and_cancel_requests_are_encrypted_too() {
     });
 }
 
+/// Who is refused waits until this is over; who is served is to have the time that a slow machine needs.
+fn refused_after(works: bool) -> cluster::config::Span {
+    cluster::config::Span::secs(if works { 60 } else { 2 })
+}
+
 #[test]
 fn a_server_that_does_not_verify_is_not_spoken_to() {
     if !has("libssl") {
@@ -354,7 +361,7 @@ fn a_server_that_does_not_verify_is_not_spoken_to() {
         let c = Cluster::start(0, |raw| {
             raw.server_tls.mode = mode;
             raw.server_tls.ca = Some(if trusted { authority.path("ca.crt") } else { other.path("ca.crt") });
-            raw.hold_timeout = cluster::config::Span::secs(2);
+            raw.hold_timeout = refused_after(works);
         });
         encrypt_server(&c, &authority.path("db.crt"), &authority.path("db.key"));
         let result = c.psql("select ssl from pg_stat_ssl where pid = pg_backend_pid()");
@@ -469,7 +476,7 @@ fn servers_that_take_nothing_but_tls_are_reached() {
             raw.server_tls.negotiation = negotiation;
             raw.server_tls.ca = Some(authority.path("ca.crt"));
             raw.userlist = far.userlist();
-            raw.hold_timeout = cluster::config::Span::secs(2);
+            raw.hold_timeout = refused_after(works);
         });
         c.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = only_tls);
         assert_eq!(c.psql("show port").ok(), works.then(|| far.nodes[0].port.to_string()), "{negotiation:?}");
@@ -530,7 +537,7 @@ fn a_server_without_tls_is_preferred_to_none_and_no_more() {
     for (mode, works) in [(ServerMode::Prefer, true), (ServerMode::Require, false)] {
         let c = Cluster::start(0, |raw| {
             raw.server_tls.mode = mode;
-            raw.hold_timeout = cluster::config::Span::secs(2);
+            raw.hold_timeout = refused_after(works);
         });
         assert_eq!(c.psql("select 1").is_ok(), works, "{mode:?}");
     }

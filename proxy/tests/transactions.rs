@@ -22,6 +22,8 @@ fn start(standbys: usize, set: impl FnOnce(&mut proxy::config::Raw)) -> (Cluster
         set(raw);
     });
     cluster.nodes[0].psql(SCHEMA);
+    // A read of it before that is repeated at the primary, and counted.
+    cluster.replicate();
     let mut client = Raw::login(cluster.port, &[]);
     settle(&mut client);
     (cluster, client)

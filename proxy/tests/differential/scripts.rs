@@ -380,8 +380,9 @@ fn settings() -> Vec<Script> {
             .query("select pg_advisory_unlock(7)")
             .query("begin; select pg_advisory_xact_lock(8); commit"),
         Script::new("a timeout")
-            // For this statement alone: what comes behind it may take its time.
-            .query("begin; set local statement_timeout = 20; select pg_sleep(5)")
+            // For this statement alone: what comes behind it may take its time. It has no rows to describe, which may be over
+            // before that.
+            .query("begin; set local statement_timeout = 20; insert into t select 70, 'late' from pg_sleep(5)")
             .query("rollback")
             .query("select 1"),
     ]
