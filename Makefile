@@ -75,7 +75,7 @@ stress: set-up-tests
 SEEDS ?= 10000
 SEED ?=
 sim: set-up
-	SIM_SEEDS='$(SEEDS)' SIM_SEED='$(SEED)' cargo test --release --locked -p failover --test sim -- --nocapture every_seed
+	SIM_SEEDS='$(SEEDS)' SIM_SEED='$(SEED)' cargo test --release --locked -p sim --test sim -- --nocapture every_seed
 
 # What the tests explore within small bounds, further: hours and some GiB; it prints the states of each scope. SCOPE='catch up'
 # explores those whose names have it. See failover/model/src/main.rs. What all scopes print is kept in integration/results.

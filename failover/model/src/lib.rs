@@ -34,7 +34,7 @@
 //! chooses as soon as it may, an agent follows any term that it has not promised to leave, a rewind goes back to the
 //! beginning, an order to catch up is obeyed late and again.
 //!
-//! What the protocol does, and where it is examined (the simulator is `failover/tests/sim.rs`):
+//! What the protocol does, and where it is examined (the simulator is `failover/sim/tests/sim.rs`):
 //!
 //! | | model | simulator |
 //! |---|---|---|

@@ -4,7 +4,9 @@
 //!
 //! `SIM_SEEDS=N` plays seeds 0 to N - 1 (500 when not set); `SIM_SEED=N` plays one and prints what happened.
 
-#[path = "sim/mod.rs"]
+extern crate decisions as failover;
+
+#[path = "../../tests/sim/mod.rs"]
 mod simulated;
 
 use simulated::World;
