@@ -514,9 +514,10 @@ async fn read_from(
         .user(&settings.user)
         .dbname(database)
         .application_name("pgtenure_catalog")
-        // pg_get_viewdef locks what a view stands on: rather fail and try again than queue behind somebody's DDL.
+        // pg_get_viewdef locks what a view stands on: rather fail and try again than queue behind somebody's DDL. Each
+        // connection asks once: to compile what it asks takes longer than to answer it.
         .options(format!(
-            "{} -c standard_conforming_strings=on -c lock_timeout=1s -c statement_timeout=30s",
+            "{} -c standard_conforming_strings=on -c lock_timeout=1s -c statement_timeout=30s -c jit=off",
             sessions::DEFAULTS
         ));
     if let Some(password) = &settings.password {
