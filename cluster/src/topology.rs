@@ -97,6 +97,8 @@ pub struct Member {
     pub postgres: Endpoint,
     /// Taken out of routing: fenced or in maintenance, or not meant to serve reads.
     pub fenced: bool,
+    /// It may become primary without an operator's naming it: it has a vote, and nothing keeps it from that.
+    pub candidate: bool,
     /// Where it is, as its agent's configuration says; `None`: it does not.
     pub zone: Option<String>,
 }

@@ -668,7 +668,7 @@ mod tests {
     fn a_standby_is_asked_only_as_long_as_no_primary_has_told() {
         let member = |name: &str, fenced| {
             let postgres = Endpoint { host: name.to_owned(), port: 5432 };
-            Member { node: name.parse().unwrap(), postgres, fenced, zone: None }
+            Member { node: name.parse().unwrap(), postgres, fenced, candidate: true, zone: None }
         };
         let view = |primary| Topology {
             primary: Some(member("n1", false)).filter(|_| primary),

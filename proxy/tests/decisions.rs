@@ -33,7 +33,7 @@ fn corpus(text: &str) -> impl Iterator<Item = String> + '_ {
 
 fn member(name: &str, port: u16) -> Member {
     let postgres = Endpoint { host: "127.0.0.1".into(), port };
-    Member { node: name.parse().expect("a node name"), postgres, fenced: false, zone: None }
+    Member { node: name.parse().expect("a node name"), postgres, fenced: false, candidate: true, zone: None }
 }
 
 fn settings() -> Settings {

@@ -169,7 +169,11 @@ fn gate(records: &Records, term: &TermRecord, protected: bool) -> Gate {
 
 fn member(records: &Records, m: &MemberRecord) -> Member {
     let fenced = records.fences.contains_key(&m.node);
-    Member { node: m.node.clone(), postgres: m.postgres.clone(), fenced, zone: m.standing.zone.clone() }
+    let candidate = records.policy.as_ref().is_none_or(|policy| policy.counts(&m.node))
+        && m.standing.is_promoted_by_itself()
+        && !fenced
+        && !records.maintenance.contains_key(&m.node);
+    Member { node: m.node.clone(), postgres: m.postgres.clone(), fenced, candidate, zone: m.standing.zone.clone() }
 }
 
 /// Everybody but the primary. Reads are kept from those that are not meant for them or that somebody works on.
@@ -466,6 +470,24 @@ mod tests {
         let m = MaintenanceRecord { by: "ops@host".to_owned(), why: String::new(), at: 0, until: None };
         r.maintenance.insert(n("n3"), m);
         assert_eq!(topology(&r, VALIDITY).standbys.iter().map(|m| m.fenced).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn who_may_become_primary_is_told_apart_from_who_serves_reads() {
+        let candidates = |change: fn(&mut Records)| {
+            let mut r = records(Phase::Active, Mode::Async);
+            change(&mut r);
+            topology(&r, VALIDITY).standbys.iter().map(|m| m.candidate).collect::<Vec<_>>()
+        };
+        assert_eq!(candidates(|_| {}), [true, true]);
+        assert_eq!(candidates(|r| r.members.get_mut(&n("n1")).unwrap().standing.serve_reads = false), [true, true]);
+        assert_eq!(candidates(|r| r.members.get_mut(&n("n1")).unwrap().standing.never_promote = true), [false, true]);
+        assert_eq!(candidates(|r| r.policy.as_mut().unwrap().voters.retain(|v| *v != n("n3"))), [true, false]);
+        let fence = |r: &mut Records| {
+            let fence = FenceRecord { by: "ops@host".to_owned(), at: 0, stop_writes: false, removed: false };
+            r.fences.insert(n("n3"), fence);
+        };
+        assert_eq!(candidates(fence), [true, false]);
     }
 
     #[test]

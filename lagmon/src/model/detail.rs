@@ -220,6 +220,7 @@ mod tests {
             node: n(name),
             postgres: Endpoint { host: "db".to_owned(), port },
             fenced: false,
+            candidate: true,
             zone: None,
         };
         let standbys = vec![member("n2", 2), member("n3", 3)];

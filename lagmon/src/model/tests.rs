@@ -24,6 +24,7 @@ fn topology(term: Term, primary: &str) -> Topology {
         node: n(name),
         postgres: Endpoint { host: "h".to_owned(), port: 5432 },
         fenced: false,
+        candidate: true,
         zone: None,
     };
     let standbys = ["n1", "n2", "n3"].iter().filter(|name| **name != primary).map(member).collect();

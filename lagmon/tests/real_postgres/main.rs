@@ -25,6 +25,7 @@ fn topology(c: &Cluster, term: u64, primary: usize) -> Topology {
         node: n(i),
         postgres: Endpoint { host: "127.0.0.1".to_owned(), port: c.ports[i] },
         fenced: false,
+        candidate: true,
         zone: None,
     };
     let standbys = (0..c.ports.len()).filter(|i| *i != primary).map(member).collect();
@@ -406,7 +407,7 @@ async fn a_server_that_asks_for_the_password_itself_gets_none() {
     std::io::Write::write_all(&mut secret, b"the secret\n").unwrap();
     let raw = Raw { monitor_password_file: Some(secret.path().to_owned()), ..Raw::default() };
     let postgres = Endpoint { host: "127.0.0.1".to_owned(), port };
-    let primary = Some(Member { node: n(0), postgres, fenced: false, zone: None });
+    let primary = Some(Member { node: n(0), postgres, fenced: false, candidate: true, zone: None });
     let shown = Topology { term: Term(1), gate: Gate::Open, primary, ..Topology::unknown() };
     let (_topology, shown) = watch::channel(shown);
     let _handle = start(check(raw).unwrap(), shown, &Registry::new()).unwrap();

@@ -86,7 +86,13 @@ pub(crate) fn run(role: &str, primary: u16, standby: u16, userlist: PathBuf) -> 
 
 fn member(name: &str, port: u16) -> anyhow::Result<Member> {
     let node: NodeId = name.parse()?;
-    Ok(Member { node, postgres: Endpoint { host: "127.0.0.1".to_owned(), port }, fenced: false, zone: None })
+    Ok(Member {
+        node,
+        postgres: Endpoint { host: "127.0.0.1".to_owned(), port },
+        fenced: false,
+        candidate: true,
+        zone: None,
+    })
 }
 
 async fn sample(

@@ -74,7 +74,13 @@ mod tests {
         // What the nodes say of themselves counts where nothing is said here.
         let says = |name: &str, zone: Option<&str>| {
             let postgres = Endpoint { host: "h".to_owned(), port: 1 };
-            Member { node: name.parse().unwrap(), postgres, fenced: false, zone: zone.map(str::to_owned) }
+            Member {
+                node: name.parse().unwrap(),
+                postgres,
+                fenced: false,
+                candidate: true,
+                zone: zone.map(str::to_owned),
+            }
         };
         let members = [says("n1", Some("b")), says("n2", Some("a")), says("n3", Some("a")), says("n4", Some("a"))];
         let near = |zone: Option<&str>, members: &[Member]| {

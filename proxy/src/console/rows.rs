@@ -351,6 +351,7 @@ mod tests {
             node: name.parse().unwrap(),
             postgres: cluster::node::Endpoint { host: "h".into(), port: 1 },
             fenced: false,
+            candidate: true,
             zone: None,
         };
         let topology = Topology { primary: Some(node("n1")), standbys: vec![node("n2")], ..Topology::unknown() };

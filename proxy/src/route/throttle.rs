@@ -1,12 +1,13 @@
 //! Back-pressure: how long a new transaction that may write waits because the standbys cannot keep up. PURE.
 //!
-//! The best standby counts: the one that is the least behind, relative to the limits. At a limit the delay is nothing,
+//! The best standby counts, of those that may become primary, and where replay is measured of those that are read from, too:
+//! the one that is the least behind, relative to the limits. At a limit the delay is nothing,
 //! at twice the limit `max_delay`, and never more: writes are slowed, not stopped. The delay is that of the moment, so
 //! who waits already goes on as soon as the lag has shrunk.
 
 use crate::config::throttle::{Measure, Throttle, UnknownLag};
 use cluster::lag::{LagSnapshot, LagUnknown, StandbyLag};
-use cluster::topology::Topology;
+use cluster::topology::{Member, Topology};
 use std::fmt;
 use std::time::Duration;
 
@@ -72,7 +73,8 @@ pub fn slowed(rules: &Throttle, lag: &LagSnapshot, topology: &Topology) -> Optio
     if !rules.on() {
         return None;
     }
-    let counts = |s: &&StandbyLag| topology.standbys.iter().any(|m| m.node == s.node && !m.fenced);
+    let matters = |m: &Member| m.candidate || rules.measure == Measure::Replay && !m.fenced;
+    let counts = |s: &&StandbyLag| topology.standbys.iter().any(|m| m.node == s.node && matters(m));
     let standbys = lag.standbys.iter().filter(|_| lag.term == topology.term).filter(counts);
     let best = standbys.filter_map(|s| worst_of(rules, lag, s)).min_by_key(|(ratio, _)| *ratio);
     match (best, rules.unknown_lag) {
@@ -128,7 +130,6 @@ fn paused_bytes(measure: Measure, lag: &LagSnapshot, standby: &StandbyLag) -> Op
 mod tests {
     use super::*;
     use cluster::lag::{Behind, Detail, StandbySample};
-    use cluster::topology::Member;
     use cluster::{Endpoint, Instant, Lsn, Term};
     use proptest::prelude::*;
 
@@ -157,13 +158,19 @@ mod tests {
     }
 
     fn topology(fenced: bool) -> Topology {
-        let member = |name: &str, fenced| Member {
+        both((false, true), (fenced, !fenced))
+    }
+
+    /// Of n2 and n3: is it fenced, and a candidate?
+    fn both(n2: (bool, bool), n3: (bool, bool)) -> Topology {
+        let member = |name: &str, (fenced, candidate)| Member {
             node: name.parse().unwrap(),
             postgres: Endpoint { host: "h".into(), port: 1 },
             fenced,
+            candidate,
             zone: None,
         };
-        Topology { term: Term(7), standbys: vec![member("n2", false), member("n3", fenced)], ..Topology::unknown() }
+        Topology { term: Term(7), standbys: vec![member("n2", n2), member("n3", n3)], ..Topology::unknown() }
     }
 
     fn delay(rules: &Throttle, standbys: Vec<StandbyLag>) -> Option<(u128, &'static str)> {
@@ -194,6 +201,23 @@ mod tests {
             LagSnapshot { term: Term(7), primary: None, standbys: vec![far, standby("n9", Ok(0), 0)], proven_at: None };
         assert_eq!(slowed(&both, &lag, &topology(true)), None);
         assert!(slowed(&both, &lag, &topology(false)).is_some());
+    }
+
+    #[test]
+    fn a_candidate_counts_that_serves_no_reads_and_a_mere_reader_for_replay_alone() {
+        let flushed = |name: &str, ms| {
+            let flush = Some(Behind { bytes: 0, time: Duration::from_millis(ms) });
+            StandbyLag { detail: Detail { flush, ..Detail::default() }, ..standby(name, Ok(ms), 0) }
+        };
+        // n2 is kept for failovers, n3 for reports.
+        let topology = both((true, true), (false, false));
+        for (n2, n3, by_flush, by_replay) in [(0, 5000, false, false), (5000, 0, true, false), (5000, 5000, true, true)]
+        {
+            let standbys = vec![flushed("n2", n2), flushed("n3", n3)];
+            let lag = LagSnapshot { term: Term(7), primary: None, standbys, proven_at: None };
+            let slows = |measure| slowed(&Throttle { measure, ..rules(1000, 0) }, &lag, &topology).is_some();
+            assert_eq!((slows(Measure::Flush), slows(Measure::Replay)), (by_flush, by_replay), "{n2} ms and {n3} ms");
+        }
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl Node {
 
     pub fn member(&self) -> Member {
         let postgres = Endpoint { host: "127.0.0.1".to_owned(), port: self.port };
-        Member { node: self.name.clone(), postgres, fenced: false, zone: None }
+        Member { node: self.name.clone(), postgres, fenced: false, candidate: true, zone: None }
     }
 }
 

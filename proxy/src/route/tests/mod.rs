@@ -29,7 +29,13 @@ fn node(name: &str) -> NodeId {
 }
 
 fn member(name: &str) -> Member {
-    Member { node: node(name), postgres: Endpoint { host: name.to_owned(), port: 5432 }, fenced: false, zone: None }
+    Member {
+        node: node(name),
+        postgres: Endpoint { host: name.to_owned(), port: 5432 },
+        fenced: false,
+        candidate: true,
+        zone: None,
+    }
 }
 
 /// Busyness by name.
