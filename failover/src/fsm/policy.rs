@@ -30,8 +30,8 @@ struct Wanted {
 pub(super) struct PolicyOp {
     pub(super) id: u64,
     to: Wanted,
-    /// Commits waited for nobody, and are to wait when it is complete.
-    from_async: bool,
+    /// Nothing is promised to commits, and something is to be when it is complete.
+    until_armed: bool,
     sent: bool,
     deadline: Instant,
 }
@@ -47,7 +47,7 @@ impl PolicyOp {
         let lowered = p.suspended.as_ref().and_then(|s| s.lowered.as_ref());
         let done = match p.mode {
             Mode::Async => p.suspended.is_none() || lowered.is_some_and(|l| l.complete_from.is_some()),
-            Mode::Strict | Mode::Available => !self.from_async || p.suspended.is_none(),
+            Mode::Strict | Mode::Available => !self.until_armed || p.suspended.is_none(),
         };
         there && done && p.joint.is_none() && p.target() == (&self.to.quorum.voters[..], self.to.quorum.k)
     }
@@ -73,8 +73,8 @@ impl Planner {
             return Err(blockers);
         }
         let deadline = now + self.settings.operation_timeout;
-        let from_async = policy.mode == Mode::Async && to.mode != Mode::Async;
-        self.policy_op = Some(PolicyOp { id, to, from_async, sent: false, deadline });
+        let until_armed = policy.mode == Mode::Async && to.mode != Mode::Async;
+        self.policy_op = Some(PolicyOp { id, to, until_armed, sent: false, deadline });
         Ok(())
     }
 
@@ -98,10 +98,10 @@ impl Planner {
             Mode::Async if k as usize >= m.max(1) => blockers.push(Blocker::QuorumImpossible { m, k }),
             Mode::Strict | Mode::Available | Mode::Async => {}
         }
-        // Lowered or not: it must end before anything that commits wait for is changed. But where the standbys of an unfinished
-        // change do not come back, it would never end.
+        // Lowered or not: it must end before anything that commits wait for is changed. But where the standbys that are to vote, or
+        // those of an unfinished change, do not come back, it would never end.
         let taken_back = policy.suspended.is_some() && takes_back(policy, to);
-        let changes = !lowers && !taken_back && policy.mode != Mode::Async;
+        let changes = !lowers && !taken_back && policy.mode != Mode::Async && !is_replaced_at_once(policy, to);
         if let Some(s) = policy.suspended.as_ref().filter(|_| changes) {
             blockers.push(Blocker::Suspended { since: s.since, term: s.term });
         }
@@ -142,8 +142,8 @@ impl Planner {
         members.iter().filter_map(short).collect()
     }
 
-    /// In async mode voters change at once, as nothing is promised. What had been promised before that mode is on some of
-    /// those who voted then, so first everybody who is to vote has it.
+    /// In async mode, and where protection is suspended, voters change at once, as nothing is promised. What had been promised before
+    /// is on some of those who voted then, so where one of them leaves, first everybody who is to vote has it.
     fn owed_to_the_voters<'a>(
         &self,
         now: Instant,
@@ -151,8 +151,10 @@ impl Planner {
         to: &Quorum,
         primary: &NodeId,
     ) -> Option<&'a Suspension> {
-        let suspension = policy.suspended.as_ref().filter(|_| policy.mode == Mode::Async)?;
-        let lowered = suspension.lowered.as_ref().filter(|l| l.k > 0 && policy.voters != to.voters)?;
+        let at_once = policy.mode == Mode::Async || policy.joint.is_none();
+        let suspension = policy.suspended.as_ref().filter(|_| at_once)?;
+        let leaves = policy.voters.iter().any(|v| !to.voters.contains(v));
+        let lowered = suspension.lowered.as_ref().filter(|l| l.k > 0 && leaves)?;
         let has = |n: &NodeId| {
             let there = self.seen.streaming(n, now, &self.settings).filter(|_| !self.seen.fenced(n));
             there.is_some_and(|s| lowered.complete_from.is_some_and(|lsn| s.receive_lsn >= lsn))
@@ -216,15 +218,27 @@ impl Planner {
         }
         if !op.sent && self.pending.is_none() && matches!(self.stage, Stage::Idle) {
             op.sent = true;
-            let to = op.to.clone();
-            self.send_beginning(&to, out);
+            let (id, to) = (op.id, op.to.clone());
+            self.send_beginning(now, id, &to, out);
         }
     }
 
-    fn send_beginning(&mut self, to: &Wanted, out: &mut Vec<Action>) {
+    fn send_beginning(&mut self, now: Instant, id: u64, to: &Wanted, out: &mut Vec<Action>) {
         let (Some(term), Some(old)) = (self.seen.records.term.clone(), self.seen.records.policy.clone()) else {
             return;
         };
+        if is_replaced_at_once(&old.value, to) {
+            // It may have been accepted under another policy than this.
+            let blockers = self.policy_obstacles(now, &old.value, to);
+            if !blockers.is_empty() {
+                self.policy_op = None;
+                out.push(Action::Answer { id, answer: Box::new(Answer::Refused(blockers)) });
+                return;
+            }
+            // A removal is complete, and answers, when nobody counts the node any more.
+            let armed = !self.leads_to_removal(id);
+            self.policy_op.iter_mut().for_each(|op| op.until_armed = armed);
+        }
         let Ok(policy) = self.beginning(&old.value, to) else { return self.policy_lost(out) };
         let guards = vec![Guard::Term(term.revision), Guard::Policy(old.revision)];
         (self.rearm, self.suspend) = (None, None);
@@ -294,6 +308,24 @@ fn takes_back(policy: &PolicyRecord, to: &Wanted) -> bool {
     policy.joint.is_some() && policy.mode == to.mode && before
 }
 
+/// Is nothing promised to commits, on record and in truth? Up to where they are let through they wait, and a proxy may
+/// still go by the policy before.
+fn lets_through(policy: &PolicyRecord) -> bool {
+    let through = |s: &Suspension| s.lowered.as_ref().is_none_or(|l| l.complete_from.is_some());
+    policy.suspended.as_ref().is_some_and(through)
+}
+
+/// Do voters or k become others in one step, as nothing is promised to commits?
+fn is_replaced_at_once(policy: &PolicyRecord, to: &Wanted) -> bool {
+    let other = policy.target() != (&to.quorum.voters[..], to.quorum.k);
+    lets_through(policy) && policy.joint.is_none() && policy.mode == to.mode && other
+}
+
+/// What is known to be on that many of the quorum is on fewer, too.
+fn promised_to_at_most(s: Suspension, k: u32) -> Suspension {
+    Suspension { lowered: s.lowered.map(|l| Lowered { k: l.k.min(k), ..l }), ..s }
+}
+
 /// A suspension with new limits: what had ended it does not hold any more.
 fn renewed(s: Suspension) -> Suspension {
     Suspension { lowered: s.lowered.map(|l| Lowered { timed: false, ended: None, ..l }), ..s }
@@ -337,9 +369,12 @@ fn note(epoch: u64, to: &Wanted) -> String {
 /// Refused while another change is unfinished, which can only be taken back: commits may wait for either of its
 /// quorums, and a third would be one too many to satisfy. `old` has the new epoch already.
 fn quorum_changing(old: PolicyRecord, to: &Quorum) -> Result<PolicyRecord, Blocker> {
-    if old.mode == Mode::Async {
-        // Nothing is promised, so there is nothing to overlap.
-        return Ok(PolicyRecord { voters: to.voters.clone(), k: to.k, joint: None, ..old });
+    if old.mode == Mode::Async || lets_through(&old) && old.joint.is_none() {
+        // Nothing is promised, so there is nothing to overlap. What was is on all who stay, see `owed_to_the_voters`, however
+        // few they are: who is added later must not make it look as if one that stays could be missing.
+        let standbys = u32::try_from(to.voters.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        let suspended = old.suspended.clone().map(|s| promised_to_at_most(s, standbys));
+        return Ok(PolicyRecord { voters: to.voters.clone(), k: to.k, joint: None, suspended, ..old });
     }
     let (voters, k) = match &old.joint {
         None => (old.voters.clone(), old.k),
@@ -347,8 +382,7 @@ fn quorum_changing(old: PolicyRecord, to: &Quorum) -> Result<PolicyRecord, Block
         Some(_) => return Err(Blocker::PolicyChanging { epoch: old.epoch - 1 }),
     };
     // What was promised before a suspension is on so many of each: `promised` of `sync_set` takes it for the former's.
-    let fewer = |l: Lowered| Lowered { k: l.k.min(k), ..l };
-    let suspended = old.suspended.clone().map(|s| Suspension { lowered: s.lowered.map(fewer), ..s });
+    let suspended = old.suspended.clone().map(|s| promised_to_at_most(s, k));
     Ok(PolicyRecord { voters, k, joint: Some(to.clone()), suspended, ..old })
 }
 

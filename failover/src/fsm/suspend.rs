@@ -167,8 +167,12 @@ impl Planner {
     }
 
     /// Does the primary still make commits wait, although the policy says otherwise?
+    ///
+    /// By whichever list: voters may have become others meanwhile.
     fn waits_still(&self, now: Instant, policy: &PolicyRecord, primary: &NodeId) -> bool {
-        policy.mode != Mode::Async && policy.quorums().any(|quorum| self.is_set(now, quorum, primary))
+        let state = self.seen.reachable(primary, now, &self.settings).map(|s| &s.postgres);
+        let Some(crate::api::PostgresState::Primary(p)) = state else { return false };
+        policy.mode != Mode::Async && matches!(p.sync_names.parse(), Ok(SyncNames::Any { .. }))
     }
 
     fn exhausted(&self, term: Term, policy: &PolicyRecord, suspension: &Suspension) -> Option<String> {
