@@ -36,6 +36,9 @@ impl World {
         if self.records.policy.as_ref().is_some_and(|p| p.value.joint.is_some()) {
             self.reach("a failover while voters change");
         }
+        if self.replaced && self.records.policy.as_ref().is_some_and(|p| !p.value.protects()) {
+            self.reach("a failover to other voters while unprotected");
+        }
         if self.records.policy.as_ref().is_some_and(|p| p.value.protects() && p.value.k >= 2) {
             self.reach("a failover of two copies");
         }

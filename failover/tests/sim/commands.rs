@@ -337,6 +337,7 @@ impl World {
         if late || !allowed || !leased || self.served(n) != Some(term) || !self.has_watchdog(n) {
             return Err(wrong_state(n, "allowed to"));
         }
+        self.note_let_through(n);
         self.nodes[n].names = Names::Off;
         self.reach("commits let through without a standby");
         self.acknowledge(n);

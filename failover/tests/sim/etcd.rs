@@ -116,6 +116,7 @@ impl World {
             (Some(joint), None) if joint.k != old.k => self.reach("k has changed"),
             _ => {}
         }
+        self.note_unprotected(&old, to);
     }
 
     /// An automatic failover is counted by the transaction that begins it, whatever becomes of its manager. So is a restart, but
@@ -172,6 +173,9 @@ impl World {
                     self.note_change(&value);
                     if change.kind == ChangeKind::Rearm {
                         self.reach("protection restored");
+                        if std::mem::take(&mut self.replaced) {
+                            self.reach("protection restored by other voters");
+                        }
                     }
                     self.records.policy = Some(At { value, revision });
                 }

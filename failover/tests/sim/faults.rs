@@ -65,6 +65,9 @@ impl World {
         if self.restore() {
             return self.after(6000, Event::Fault);
         }
+        if self.lose_standbys() {
+            return self.after(4000, Event::Fault);
+        }
         let n = self.chance.below(self.nodes.len() as u64) as usize;
         let m = self.chance.below(2) as usize;
         let span = 200 + self.chance.below(6000);

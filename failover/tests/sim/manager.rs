@@ -32,6 +32,8 @@ impl Manager {
         let mut settings = Settings { failover_budget: 1000, restart_grace: ms(3000), ..Settings::default() };
         if mode == Mode::Available {
             settings.suspend_after = ms(1000);
+            // So that what cannot be finished is followed by something else.
+            settings.operation_timeout = ms(4000);
         }
         Self {
             planner: Planner::new(format!("m{m}"), settings),
@@ -53,7 +55,7 @@ impl World {
         (left > 0).then_some(left + 1)
     }
 
-    fn step(&mut self, m: usize, input: Input) {
+    pub(crate) fn step(&mut self, m: usize, input: Input) {
         let actions = self.managers[m].planner.step(self.now, input);
         for action in actions {
             self.perform(m, action);
@@ -213,6 +215,9 @@ impl World {
         if let Some(wait) = self.asleep(m) {
             return self.after(wait, Event::Outcome { manager: m, life, id, outcome });
         }
+        if self.suspending == Some((m, life, id)) {
+            self.suspending = None;
+        }
         if self.managers[m].life == life {
             self.step(m, Input::Changed { id, outcome });
         }
@@ -241,12 +246,24 @@ impl World {
         let unopened = self.records.term.as_ref().is_some_and(|t| t.value.data_loss_allowed && !t.value.is_open());
         let leader = (0..self.managers.len()).find(|m| self.managers[*m].planner.leads());
         let held = |m: &usize| matches!(self.managers[*m].planner.verdict(), Verdict::Hold { .. });
-        if let Some(m) = leader.filter(held).filter(|_| unopened) {
-            self.allow_loss(m, None);
+        if let Some(m) = leader.filter(held) {
+            if unopened {
+                self.allow_loss(m, None);
+            } else if let Some(last) = self.last_without_a_vote() {
+                self.allow_loss(m, Some(last));
+            }
         }
         if self.elapsed() < HEALED - 8000 {
             self.after(5000, Event::Insist);
         }
+    }
+
+    /// A failover while voters changed made it the primary, and the change took its vote: nobody but an operator takes it
+    /// again, although it has everything.
+    fn last_without_a_vote(&self) -> Option<NodeId> {
+        let term = self.records.term.as_ref().map(|t| &t.value).filter(|t| !t.is_open())?;
+        let policy = &self.records.policy.as_ref()?.value;
+        term.prev.as_ref().map(|last| last.node.clone()).filter(|last| !policy.counts(last))
     }
 
     fn allow_loss(&mut self, m: usize, to: Option<NodeId>) {
@@ -304,7 +321,10 @@ impl World {
                     self.after(wait, Event::Read { manager: m, life, sent, records });
                 }
             }
-            Action::Answer { answer, .. } => self.say(format!("manager {m} answers: {answer:?}")),
+            Action::Answer { id, answer } => {
+                self.say(format!("manager {m} answers {id}: {answer:?}"));
+                self.note_refused(id, &answer);
+            }
             Action::Ended { cause, active, journal } => {
                 self.say(format!(
                     "manager {m}: {cause:?} {}: {:?}",
@@ -360,6 +380,7 @@ impl World {
     }
 
     fn send_change(&mut self, m: usize, life: u32, change: Box<Change>) {
+        self.note_suspending(m, life, &change);
         let heard = change.kind == ChangeKind::Journal || !self.lost();
         if !heard {
             let outcome = ChangeOutcome::Unknown("no answer".into());

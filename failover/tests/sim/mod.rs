@@ -11,6 +11,7 @@ mod manager;
 mod node;
 mod reader;
 mod restore;
+mod unprotected;
 mod walsenders;
 mod watchdog;
 
@@ -29,7 +30,7 @@ use std::time::Duration;
 use walsenders::Sender;
 
 /// What must happen in some seed.
-pub(crate) const SOMETIMES: [&str; 62] = [
+pub(crate) const SOMETIMES: [&str; 73] = [
     "a failover begun while the primary was ending",
     "a primary replaced while its disk hangs",
     "a term that the proxy has heard of",
@@ -92,6 +93,17 @@ pub(crate) const SOMETIMES: [&str; 62] = [
     "a switchover known to have lost nothing",
     "a failover known to have lost nothing, as the primary was stopped cleanly",
     "a term known to have all that was on the last primary's disk",
+    "a standby sent WAL of long ago",
+    "voters given a vote while unprotected",
+    "voters let go while unprotected",
+    "k lowered while unprotected",
+    "k raised while unprotected",
+    "voters changed beyond the limits of a suspension",
+    "a change while a suspension is written",
+    "a change while a suspension is written, begun under it",
+    "a change refused while unprotected, as of what is promised",
+    "protection restored by other voters",
+    "a failover to other voters while unprotected",
 ];
 
 /// Faults come until here, then everything heals.
@@ -162,10 +174,14 @@ pub(crate) enum Event {
     Write,
     Proxy,
     Fault,
+    /// Operators change voters, k or limits while commits are not protected, or about to be so no more.
+    Unprotected,
     /// All hosts but this one are lost until then.
     Strand(usize, Instant),
     /// Did a request to lose data come to nothing?
     Insist,
+    /// A standby is cut off until then.
+    Lose(usize, Instant),
     /// A standby leaves its connection.
     Leave(usize),
     /// A primary is lost, with that standby.
@@ -214,8 +230,15 @@ pub(crate) struct World {
     pub(crate) loss_in: Term,
     /// Operators allow data loss.
     pub(crate) lossy: bool,
-    /// Operators' requests about voters so far.
+    /// Operators' requests about voters so far, the last that was refused, and the last that was not at once.
     pub(crate) operations: u64,
+    pub(crate) refused: u64,
+    pub(crate) accepted: u64,
+    /// A suspension is being written, by this manager in this life; and what an operator asked for just then.
+    pub(crate) suspending: Option<(usize, u32, u64)>,
+    pub(crate) asked_in_between: bool,
+    /// Voters became others while commits were not protected.
+    pub(crate) replaced: bool,
     /// Acknowledged as promised to survive; other acknowledgements are not kept.
     pub(crate) acked: BTreeSet<u64>,
     pub(crate) reader: Reader,
@@ -292,6 +315,11 @@ impl World {
             backup: restore::Backup::new(restores),
             quarantined: BTreeSet::new(),
             operations: 0,
+            refused: 0,
+            accepted: 0,
+            suspending: None,
+            asked_in_between: false,
+            replaced: false,
             acked: BTreeSet::new(),
             reader: Reader::new(seed),
             last_ack: Instant::default(),
@@ -305,7 +333,12 @@ impl World {
             disks_forget: false,
             without_slots: false,
         };
-        let policy = world.records.policy.as_ref().expect("the first").value.clone();
+        let policy = &mut world.records.policy.as_mut().expect("the first").value;
+        if mode == Mode::Available {
+            // Operators have something to do beyond it.
+            policy.limits.max_ms = 4000;
+        }
+        let policy = policy.clone();
         world.nodes[0].waits_for = failover::fsm::sync_set::armed_names(&policy, &name(0));
         if mode == Mode::Async {
             world.nodes[0].names = Names::Off;
@@ -436,7 +469,9 @@ impl World {
                 self.after(next, Event::Proxy);
             }
             Event::Fault => self.fault(),
+            Event::Unprotected => self.ask_while_unprotected(),
             Event::Strand(n, until) => self.strand(n, until),
+            Event::Lose(n, until) => self.nodes[n].cut_until = until,
             Event::Insist => self.insist(),
             Event::Leave(n) => self.leave(n),
             Event::Bereave(p, n) => self.bereave(p, n),
@@ -491,7 +526,9 @@ impl World {
         // Nobody is told by a proxy whose view has ended, or is of another term.
         let heard = node.names == Names::Armed || self.passes_on(term, n);
         let protects = self.records.policy.as_ref().is_some_and(|p| p.value.protects());
-        let promised = node.names == Names::Armed && protects;
+        // Whoever knows of no suspension yet takes it for protected, and commits wait until all know.
+        let believed = self.proxy.topology.protected && self.passes_on(term, n);
+        let promised = node.names == Names::Armed && (protects || believed);
         // Who allows loss lets a primary that nobody froze go on with a standby that nobody froze either: see INV-1.
         let lossy = self.loss_in > term;
         let (heard, promised) = (heard && !lossy, promised && !lossy);

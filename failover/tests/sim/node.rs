@@ -401,7 +401,7 @@ impl World {
             return;
         }
         let have = self.nodes[n].wal.len();
-        let most = have + 1 + self.chance.below(8) as usize;
+        let most = have + self.sent_at_most(n, p);
         let mut upto = self.nodes[p].wal.len().min(most);
         // Of the last only the beginning, now and then.
         upto -= usize::from(upto > have && self.chance.percent(20));

@@ -30,6 +30,9 @@ pub(crate) struct Sender {
     pub(crate) node: usize,
     slot: bool,
     pub(crate) flushed: Lsn,
+    /// It has had all that there was, since it connected; and until then, is it sent that slowly?
+    pub(crate) caught_up: bool,
+    pub(crate) slow: bool,
     replied: Instant,
     left: Option<Left>,
 }
@@ -103,9 +106,22 @@ impl World {
         }
         self.connections += 1;
         let (pid, flushed, replied) = (self.connections, Lsn(0), self.now);
-        self.nodes[p].senders.push(Sender { pid, node: n, slot, flushed, replied, left: None });
+        let slow = self.faulty() && self.chance.percent(30);
+        let sender = Sender { pid, node: n, slot, flushed, caught_up: false, slow, replied, left: None };
+        self.nodes[p].senders.push(sender);
         (self.nodes[n].receiver, self.nodes[n].pid) = (Some((p, term)), pid);
         true
+    }
+
+    /// So many records `n` is sent at once: of long ago a few at times.
+    pub(crate) fn sent_at_most(&mut self, n: usize, p: usize) -> usize {
+        let pid = self.nodes[n].pid;
+        let slow = self.nodes[p].senders.iter().any(|s| s.pid == pid && s.slow && !s.caught_up);
+        if slow && self.faulty() {
+            self.reach("a standby sent WAL of long ago");
+            return usize::from(self.chance.percent(60));
+        }
+        1 + self.chance.below(8) as usize
     }
 
     /// Its WAL receiver ends.
@@ -118,8 +134,10 @@ impl World {
     /// `n` has flushed so much, and says so where it receives from.
     pub(crate) fn confirm(&mut self, n: usize, p: usize) {
         let (pid, flushed, replied) = (self.nodes[n].pid, self.nodes[n].end().lsn, self.now);
+        let all = self.nodes[n].wal.len() >= self.nodes[p].wal.len();
         if let Some(sender) = self.nodes[p].senders.iter_mut().find(|s| s.pid == pid) {
             (sender.flushed, sender.replied) = (flushed, replied);
+            sender.caught_up |= all;
         }
         self.acknowledge(p);
     }
@@ -209,7 +227,7 @@ impl World {
     pub(crate) fn followers(&self, n: usize) -> Vec<Follower> {
         let row = |s: &Sender| Follower {
             node: name(s.node),
-            state: "streaming".into(),
+            state: if s.caught_up { "streaming" } else { "catchup" }.into(),
             flush_lsn: Some(s.flushed),
             replay_lsn: Some(s.flushed),
             sync_state: "quorum".into(),
