@@ -479,14 +479,26 @@ fn without_etcd_an_async_primary_goes_on_while_all_sign_and_no_later_term_begins
             }
             (acknowledged, gate())
         };
+        // One that waits still when its term opens without it would cut off who follows the new primary.
+        let late = async {
+            let opens = async {
+                c.until_state(third, "the promise", |s| (s.promise == Term(3)).then_some(())).await;
+                let (record, revision) = c.term().await;
+                c.put_term(&TermRecord { term: Term(3), ..record }, revision).await;
+                c.nodes[third].store.set_down(false);
+            };
+            let (refused, ()) = tokio::join!(c.freeze(third, Term(3)), opens);
+            let refused = refused.unwrap_err();
+            assert!(refused.starts_with("409") && refused.contains("in a term that is not open yet"), "{refused}");
+        };
         // In this order: of two that are ready the first is looked at first.
-        let ((acknowledged, gate), (), (frozen, at)) = tokio::join!(written, overtaken, frozen);
+        let ((acknowledged, gate), (), (frozen, at), ()) = tokio::join!(written, overtaken, frozen, late);
         assert!(frozen.position.is_some());
         assert_eq!(c.state(candidate).await.frozen_for, Some(Term(3)));
         assert!(acknowledged < at, "acknowledged {:?} after a later term's freeze was answered", acknowledged - at);
         assert_eq!(gate, Gate::Closed(Closed::Stale), "the view ended before");
         c.until_state(p, "the stop", |s| matches!(s.postgres, PostgresState::Stopped { .. }).then_some(())).await;
-        assert_eq!(c.state(third).await.promise, Term(1));
+        assert_eq!(c.state(third).await.frozen_for, None);
     });
 }
 

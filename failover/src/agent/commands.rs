@@ -68,7 +68,7 @@ impl Agent {
             return Err(Refused::Fenced { node }.into());
         }
         self.must_not_be_its_primary(order.term)?;
-        self.outlast_signature(order.term).await;
+        self.outlast_signature(order.term).await?;
         self.count_as_frozen(order.term)?;
         self.cut_off().await.map_err(|e| self.failed("cutting off the WAL receiver", &e))?;
         {

@@ -13,6 +13,7 @@ use super::env::Env;
 use super::memory::Memory;
 use crate::api::{Countersign, Countersigned, PostgresState};
 use crate::manager::client::AgentLink;
+use crate::record::TermRecord;
 use crate::view::topology::{lengthened, shortened};
 use cluster::{Endpoint, Instant, NodeId, Term};
 use hyper::body::Bytes;
@@ -88,13 +89,22 @@ impl Agent {
     }
 
     /// Wait until nothing is signed for a term below `term`, which is promised. Bounded by the lease's length.
-    pub(super) async fn outlast_signature(&self, term: Term) {
+    ///
+    /// # Errors
+    /// The term has opened meanwhile, by the nodes that had not to wait: who follows its primary now is not cut off.
+    pub(super) async fn outlast_signature(&self, term: Term) -> Result<(), CommandError> {
         let signature = *self.signature.lock().expect("no holder of this lock panics");
         let left = signature.until.since(self.env.clock.now());
         if signature.term < term && !left.is_zero() {
             tracing::info!(node = %self.env.config.node, term = term.0, ?left, "waiting until what was signed is over");
-            tokio::time::sleep(left).await;
+            let mut records = self.records.subscribe();
+            let open = |t: &TermRecord| t.term >= term && t.is_open();
+            let opens = records.wait_for(|r| r.term.as_ref().is_some_and(|t| open(&t.value)));
+            if tokio::time::timeout(left, opens).await.is_ok() {
+                return Err(self.wrong_state("in a term that is not open yet"));
+            }
         }
+        Ok(())
     }
 
     /// etcd answers and what was signed is over: a restart needs not wait for it.

@@ -91,7 +91,7 @@ impl Agent {
         self.promise(term)?;
         self.must_not_be_its_primary(term)?;
         self.must_be_alone()?;
-        self.outlast_signature(term).await;
+        self.outlast_signature(term).await?;
         self.count_as_frozen(term)?;
         self.state.change(|o| o.awaited = None);
         // A receiver of another term's may be on its way to somebody who serves.
