@@ -117,6 +117,7 @@ impl Agent {
         };
         let granted = granted.map_err(|e| failed(&e))?;
         let txn = self.opening(order, &term, &records, granted.lease)?;
+        let before = self.held().filter(|h| h.lease.term == order.term);
         // Held from before the term is seen to be active.
         self.hold(Some(Held { id: granted.lease, lease: lease_of(sent, &granted) }));
         match self.store.txn(txn).await {
@@ -126,7 +127,8 @@ impl Agent {
                 Ok(Opened { revision: done.revision })
             }
             Ok(_) => {
-                self.hold(None);
+                // Another order may have opened it meanwhile.
+                self.hold(before);
                 self.give_up_lease(Some(granted));
                 Err(self.wrong_state("the chosen node of an unchanged term record"))
             }

@@ -150,8 +150,8 @@ pub struct BootstrapRaw {
     pub locale: String,
     /// Checksums on data pages. Default true.
     pub data_checksums: bool,
-    /// Size of a WAL segment: a power of two from 1MiB to 1GiB. Default `4MiB`: a promotion copies one and syncs it while nobody
-    /// can write.
+    /// Size of a WAL segment: a power of two from 1MiB to 32MiB (of larger ones PostgreSQL wants a larger `min_wal_size` than its
+    /// own). Default `4MiB`: a promotion copies one and syncs it while nobody can write.
     pub wal_segment_size: Size,
 }
 
@@ -308,12 +308,12 @@ pub fn check(raw: &AgentRaw, bootstrap: &BootstrapRaw) -> Result<AgentConfig, Ve
     if let Some(line) = raw.pg_hba.iter().find(|l| l.contains(['\n', '\r'])) {
         bad.push(BadSetting::new("agent.pg_hba", format!("{line:?}"), "one line per entry"));
     }
-    if raw.wal_keep.0 < 16 << 20 {
-        bad.push(BadSetting::new("agent.wal_keep", raw.wal_keep, "at least 16MiB, one segment"));
-    }
     let segment = bootstrap.wal_segment_size;
-    if !(1 << 20..=1 << 30).contains(&segment.0) || !segment.0.is_power_of_two() {
-        let why = "expected a power of two from 1MiB to 1GiB";
+    if raw.wal_keep.0 < segment.0.max(16 << 20) {
+        bad.push(BadSetting::new("agent.wal_keep", raw.wal_keep, "at least 16MiB, and one segment"));
+    }
+    if !(1 << 20..=32 << 20).contains(&segment.0) || !segment.0.is_power_of_two() {
+        let why = "expected a power of two from 1MiB to 32MiB";
         bad.push(BadSetting::new("bootstrap.wal_segment_size", segment, why));
     }
     match (node, listen, bad.is_empty()) {
@@ -495,7 +495,8 @@ mod tests {
 
     #[test]
     fn a_segment_has_a_size_that_initdb_knows() {
-        for (bytes, good) in [(1 << 20, true), (1 << 30, true), (1 << 19, false), (3 << 20, false), (2 << 30, false)] {
+        for (bytes, good) in [(1 << 20, true), (32 << 20, true), (1 << 19, false), (3 << 20, false), (64 << 20, false)]
+        {
             let bootstrap = BootstrapRaw { wal_segment_size: Size(bytes), ..BootstrapRaw::default() };
             assert_eq!(check(&raw(), &bootstrap).is_ok(), good, "{bytes}");
         }

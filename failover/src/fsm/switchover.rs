@@ -32,6 +32,8 @@ pub(super) struct Prelude {
     pub(super) step: PreludeStep,
     /// When it was first not known whether the order to stop was carried out.
     pub(super) unanswered: Option<Instant>,
+    /// When it was first ordered to stop.
+    pub(super) ordered: Option<Instant>,
     /// When the steps before were over.
     pub(super) steps: Vec<PhaseTime>,
     pub(super) evidence: Vec<String>,
@@ -73,7 +75,7 @@ impl Prelude {
     /// An order to stop that may have been carried out is given again: who is stopped already says so, and where it ended. A
     /// failover does not wait for that.
     fn may_ask_again(&self, now: Instant, settings: &Settings) -> bool {
-        self.forced.is_none() && self.unanswered.is_none_or(|since| now.since(since) < settings.stop_timeout)
+        self.forced.is_none() && self.ordered.is_none_or(|since| now.since(since) < settings.stop_timeout)
     }
 
     fn ask_again(&mut self, now: Instant, settings: &Settings) {
@@ -133,7 +135,9 @@ impl Planner {
                 let stop = Stop { term, deadline_ms: millis(bound), only_if_hung };
                 let command = Box::new(Command::Stop(stop));
                 // A hard stop follows a clean one that takes too long, and needs its own time.
-                let within = bound + self.settings.stop_timeout;
+                // What is ordered again has what is left of that: proxies hold statements for no longer.
+                let asked = now.since(*prelude.ordered.get_or_insert(now));
+                let within = (bound + self.settings.stop_timeout).saturating_sub(asked).max(self.settings.retry);
                 out.push(Action::Send { node, command, within });
                 Flow::Wait
             }
@@ -166,6 +170,7 @@ impl Planner {
             forced: Some(Forced { allow_loss: false }),
             step: PreludeStep::ToStop { not_before: now },
             unanswered: None,
+            ordered: None,
             steps: Vec::new(),
             evidence: begin.evidence,
         }));
