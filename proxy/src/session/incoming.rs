@@ -169,7 +169,7 @@ impl Session {
     /// The rest of a message has come that was answered before, as of a COPY that has failed: the session rests as it could not
     /// within it.
     fn rest_behind_tail(&mut self) {
-        if self.tail == Tail::None && self.server.is_some() && !self.relay.busy() && self.to_server.is_empty() {
+        if self.tail == Tail::None && self.server.is_some() && !self.relay.busy() {
             self.rest(self.w.now());
         }
     }

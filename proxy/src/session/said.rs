@@ -199,7 +199,12 @@ impl Session {
         let (holds, wants) = (self.promise_of_block().unwrap_or_else(|| self.promise()), said.promise);
         self.hinted = Some(Box::new(said));
         let standby = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Standby);
-        let serves = !standby || self.still_fits(now);
+        // What BEGIN needed no proof for may need one now, and cannot wait for it.
+        let proven_less = holds.consistency == Consistency::Eventual || wants.max_replay_lag < holds.max_replay_lag;
+        let serves = match standby {
+            true => self.still_fits(now),
+            false => !proven_less || !self.needs_proof(Access::Write, now),
+        };
         match wants.after.filter(|_| wants.after != holds.after) {
             Some(after) => Some(late(AFTER, &after.to_string())),
             None if serves && (wants.consistency < Consistency::Global || wants.consistency == holds.consistency) => {
