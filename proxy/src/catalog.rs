@@ -281,6 +281,8 @@ async fn keep(shared: Arc<Shared>, database: String, known: Database) {
     let mut complained = false;
     let (mut missing, mut unread, mut unsearched, mut undefined) = (Vec::new(), None, None, None);
     let mut last = Last::default();
+    // Clients' definitions, which may go on, have led to the reading.
+    let mut led_to = false;
     loop {
         let view = topology.borrow_and_update().clone();
         let lists = config.borrow_and_update().functions.of(&database);
@@ -314,7 +316,9 @@ async fn keep(shared: Arc<Shared>, database: String, known: Database) {
                 show(&shared, &sender, table);
                 complained = false;
                 is_unread.store(false, Ordering::Relaxed);
-                rested = Instant::now() + rest(began.elapsed(), refresh);
+                if led_to {
+                    rested = Instant::now() + rest(began.elapsed(), refresh);
+                }
                 retry = if again { (retry * 2).min(refresh) } else { RETRY_MIN };
                 // What stood in the way may have been a lock.
                 if again { retry } else { refresh }
@@ -356,12 +360,15 @@ async fn keep(shared: Arc<Shared>, database: String, known: Database) {
             tokio::time::sleep(SETTLE.min(refresh)).await;
             tokio::time::sleep_until(rested).await;
         };
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = relisted => {}
-            () = moved => tokio::time::sleep(RETRY_MIN.min(refresh)).await,
-            () = redefined => {}
-        }
+        led_to = tokio::select! {
+            () = tokio::time::sleep(pause) => false,
+            () = relisted => false,
+            () = moved => {
+                tokio::time::sleep(RETRY_MIN.min(refresh)).await;
+                false
+            }
+            () = redefined => true,
+        };
         // The lock keeps a new session from subscribing between the count and the removal.
         let mut databases = shared.databases.lock().unwrap_or_else(PoisonError::into_inner);
         if sender.receiver_count() == 0 {
@@ -371,7 +378,7 @@ async fn keep(shared: Arc<Shared>, database: String, known: Database) {
     }
 }
 
-/// For how long behind a reading that took so long no client's definitions lead to the next one.
+/// For how long behind a reading that such led to, and that took so long, no client's definitions lead to the next one.
 fn rest(took: Duration, refresh: Duration) -> Duration {
     took.saturating_mul(REST).min(refresh)
 }

@@ -456,8 +456,9 @@ fn the_server_of_a_client_that_vanishes_is_used_again_unless_that_costs_too_much
         raw.drain_bytes = cluster::config::Size(64 << 10);
         raw.drain_timeout = cluster::config::Span::secs(3);
     });
-    c.psql("create table t(a int)").unwrap();
-    c.psql("create function slow() returns text language sql stable as 'select pg_sleep(60)::text'").unwrap();
+    // Before the first client comes: what is not known of yet keeps its client's server.
+    let slow = "create function slow() returns text language sql stable as 'select pg_sleep(60)::text'";
+    c.nodes[0].psql(&format!("set role app; create table t(a int); {slow}"));
     let pid = |raw: &mut Raw| raw.query("select pg_backend_pid()")[1].clone();
     let mut first = Raw::login(c.port, &[]);
     let server = pid(&mut first);
