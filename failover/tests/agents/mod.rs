@@ -231,7 +231,7 @@ impl Cluster {
     }
 
     /// Repeat an order that is refused, as a manager does: the node may not have been looked at in time.
-    async fn insist<R: DeserializeOwned>(&self, i: usize, verb: &str, order: &impl Serialize) -> R {
+    pub(crate) async fn insist<R: DeserializeOwned>(&self, i: usize, verb: &str, order: &impl Serialize) -> R {
         let refused = |why: &String| eprintln!("{} to {verb}: {why}", self.nodes[i].id);
         until(verb, async || self.post(i, verb, order).await.inspect_err(refused).ok()).await
     }
