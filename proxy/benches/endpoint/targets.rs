@@ -23,8 +23,6 @@ const MAX_IDLE_CPU: f64 = 1.0;
 const MAX_KEPT: f64 = 0.1;
 /// What routing may add to a simple and to a prepared select, microseconds of CPU.
 const MAX_ROUTING: (f64, f64) = (4.0, 2.0);
-/// What the question where the primary's WAL ends may add to a write and a read, microseconds of CPU.
-const MAX_QUESTION: f64 = 10.0;
 /// Sends and receives that routing may add: none, but for those of the sampling of lag and of new connections.
 const MAX_ROUTING_CALLS: f64 = 0.02;
 
@@ -85,7 +83,7 @@ impl Report {
                 targets.extend(self.of_routing(cell, mode, ours, peers));
                 targets
             }
-            Work::WriteRead => vec![self.round_trips(cell, ours, peers), self.questions(cell, ours, peers)],
+            Work::WriteRead => vec![self.round_trips(cell, ours, peers)],
             Work::Wide => vec![value("CPU s per GB", MAX_WIDE, &cpu)],
             Work::Connect => vec![against(Kind::PgBouncer, MAX_CONNECT, "PgBouncer")],
             Work::Idle(HOLD) => vec![value("KiB per client while all hold", MAX_IDLE, &memory(|m| m.prepared))],
@@ -113,14 +111,6 @@ impl Report {
         let measured = self.pairs(cell, ours.name(), off, cpu, |on, off| on - off);
         let cpu = bound.map(|bound| Target { what, bound, measured });
         cpu.into_iter().chain([self.round_trips(cell, ours, peers)]).collect()
-    }
-
-    /// What a question behind each write costs more than to wait for a sample.
-    fn questions(&self, cell: &Cell, ours: &Peer, peers: &[Peer]) -> Target {
-        let asking = peers.iter().find(|p| p.kind == Kind::Asking);
-        let what = format!("{}: CPU µs that `ask` adds to `sample`", cell.name());
-        let measured = self.pairs(cell, ours.name(), asking, cpu, |sample, ask| ask - sample);
-        Target { what, bound: MAX_QUESTION, measured }
     }
 
     /// Routing takes no further round trip, also when a read must see what its session has written.
