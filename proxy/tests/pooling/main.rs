@@ -2,11 +2,15 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod console;
+mod crowd;
+mod held;
 mod idle;
 mod lacking;
 mod limits;
 mod moved;
 mod orders;
+mod takeover;
 
 use cluster::Role;
 use cluster::config::Span;

@@ -3,13 +3,18 @@
 
 #![allow(unreachable_pub, missing_docs, reason = "a test program has no public interface")]
 
+mod columns;
 #[path = "../common/mod.rs"]
 mod common;
 mod defaults;
 mod dice;
+mod functions;
 mod in_time;
 mod left;
 mod listens;
+mod prepared;
+mod shown;
+mod sql_prepare;
 
 use common::raw::{Raw, bind, block, execute, ok, parse, run, sync, two_servers, value};
 use common::{Cluster, wait_for};
