@@ -39,7 +39,11 @@ pub(crate) fn bin() -> String {
 
 /// Run a test's body as an unprivileged user: PostgreSQL refuses to run as root, so as root the test runs itself again
 /// as user postgres.
+///
+/// # Panics
+/// When `name` is not the test's, by which none would run.
 pub(crate) fn unprivileged(name: &str, body: impl Future<Output = ()>) {
+    assert_eq!(std::thread::current().name(), Some(name), "a test is run again by its name");
     if nix::unistd::geteuid().is_root() {
         use std::os::unix::process::CommandExt;
         let user = nix::unistd::User::from_name("postgres").unwrap().expect("the postgres package makes that user");

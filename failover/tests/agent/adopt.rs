@@ -1,9 +1,6 @@
 //! What a server that somebody set up by hand says of itself, with real PostgreSQL. Taking it over: integration's tests.
 
-#[allow(dead_code)] // another test's harness, of which this one needs the least
-mod agents;
-
-use agents::{bin, kill_all, signal, unprivileged};
+use super::agents::{bin, kill_all, signal, unprivileged};
 use cluster::TimelineId;
 use failover::adopt;
 use nix::sys::signal::Signal;
@@ -58,8 +55,8 @@ async fn connect(port: u16) -> Client {
 
 #[test]
 fn the_timeline_is_the_one_that_is_written_though_no_checkpoint_has_noted_it() {
-    unprivileged("the_timeline_is_the_one_that_is_written_though_no_checkpoint_has_noted_it", async {
-        const PORT: u16 = 22470;
+    unprivileged("adopt::the_timeline_is_the_one_that_is_written_though_no_checkpoint_has_noted_it", async {
+        const PORT: u16 = 22480;
         let hand = ByHand::start(PORT);
         let client = connect(PORT).await;
         let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";

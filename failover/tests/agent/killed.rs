@@ -1,9 +1,6 @@
 //! Agents with real PostgreSQL: what an agent, or a primary, that was killed half-way leaves behind.
 
-#[allow(dead_code, reason = "the harness serves several test programs, none of which uses all of it")]
-mod agents;
-
-use agents::{Cluster, kill_all, postgres_of, postmaster, signal, unprivileged, until};
+use super::agents::{self, Cluster, kill_all, postgres_of, postmaster, signal, unprivileged, until};
 use cluster::{Term, TimelineId};
 use failover::api::AgentState;
 use failover::record::{LossReport, Mode, TermRecord};
@@ -15,7 +12,7 @@ use std::time::Duration;
 /// take the stub for the newest timeline and refuse to start, because its own is no ancestor of that.
 #[test]
 fn a_stub_history_above_every_real_one_does_not_keep_postgres_from_starting() {
-    unprivileged("a_stub_history_above_every_real_one_does_not_keep_postgres_from_starting", async {
+    unprivileged("killed::a_stub_history_above_every_real_one_does_not_keep_postgres_from_starting", async {
         let mut c = Cluster::new(22400, 2, Mode::Async, 0);
         let p = c.bootstrap().await;
         let s = 1 - p;
@@ -38,7 +35,7 @@ fn a_stub_history_above_every_real_one_does_not_keep_postgres_from_starting() {
 /// A lease that ran short made commits wait, and the agent was killed before it was renewed.
 #[test]
 fn a_fence_that_a_killed_agent_left_is_lifted_once_the_lease_is_held_again() {
-    unprivileged("a_fence_that_a_killed_agent_left_is_lifted_once_the_lease_is_held_again", async {
+    unprivileged("killed::a_fence_that_a_killed_agent_left_is_lifted_once_the_lease_is_held_again", async {
         let mut c = Cluster::new(22410, 2, Mode::Async, 0);
         let p = c.bootstrap().await;
         c.crash_agent(p).await;
@@ -91,7 +88,7 @@ async fn created_at_the_third_attempt(c: &mut Cluster) -> usize {
 /// They work on files by name: a rewind that goes on would write into the copy that the next agent makes.
 #[test]
 fn programs_that_a_killed_agent_left_are_ended_before_anything_else() {
-    unprivileged("programs_that_a_killed_agent_left_are_ended_before_anything_else", async {
+    unprivileged("killed::programs_that_a_killed_agent_left_are_ended_before_anything_else", async {
         let mut c = Cluster::new(22420, 1, Mode::Async, 0);
         let p = created_at_the_third_attempt(&mut c).await;
         c.crash_agent(p).await;
@@ -116,7 +113,7 @@ fn programs_that_a_killed_agent_left_are_ended_before_anything_else() {
 /// Killed after the rewind or copy, before the server was consistent: it needs the primary's WAL to get there.
 #[test]
 fn data_that_is_consistent_only_with_the_primarys_wal_is_started_under_it() {
-    unprivileged("data_that_is_consistent_only_with_the_primarys_wal_is_started_under_it", async {
+    unprivileged("killed::data_that_is_consistent_only_with_the_primarys_wal_is_started_under_it", async {
         let mut c = Cluster::new(22430, 2, Mode::Async, 0);
         let p = c.bootstrap().await;
         let s = 1 - p;
@@ -165,7 +162,7 @@ fn data_that_is_consistent_only_with_the_primarys_wal_is_started_under_it() {
 /// good before the node has replayed enough to count: it cannot be started under another, and is replaced, but not unexamined.
 #[test]
 fn what_only_a_quarantined_node_has_is_kept_before_it_is_replaced() {
-    unprivileged("what_only_a_quarantined_node_has_is_kept_before_it_is_replaced", async {
+    unprivileged("killed::what_only_a_quarantined_node_has_is_kept_before_it_is_replaced", async {
         let mut c = Cluster::new(22435, 3, Mode::Async, 0);
         // It loses more than its agent would let through in a shorter one, on a machine whose disk stalls.
         c.nodes.iter_mut().for_each(|n| n.config.lease_ttl = std::time::Duration::from_secs(40));
@@ -214,7 +211,7 @@ fn what_only_a_quarantined_node_has_is_kept_before_it_is_replaced() {
 /// primary would be rewound to the wrong place.
 #[test]
 fn a_history_whose_fork_was_never_reached_is_not_inherited() {
-    unprivileged("a_history_whose_fork_was_never_reached_is_not_inherited", async {
+    unprivileged("killed::a_history_whose_fork_was_never_reached_is_not_inherited", async {
         let mut c = Cluster::new(22440, 2, Mode::Async, 0);
         let p = c.bootstrap().await;
         let s = 1 - p;
@@ -242,7 +239,7 @@ fn a_history_whose_fork_was_never_reached_is_not_inherited() {
 
 #[test]
 fn a_standby_that_answers_nothing_for_long_is_started_again_and_its_sessions_are_the_first_to_go() {
-    let name = "a_standby_that_answers_nothing_for_long_is_started_again_and_its_sessions_are_the_first_to_go";
+    let name = "killed::a_standby_that_answers_nothing_for_long_is_started_again_and_its_sessions_are_the_first_to_go";
     unprivileged(name, async {
         let mut c = Cluster::new(22610, 2, Mode::Strict, 1);
         let p = c.bootstrap().await;

@@ -1,9 +1,6 @@
 //! Agents with real PostgreSQL in async mode: who waits for a standby, and how acknowledgements stop with the lease.
 
-#[allow(dead_code, reason = "the harness serves several test programs, none of which uses all of it")]
-mod agents;
-
-use agents::{Cluster, kill_all, postmaster, signal, unprivileged, until};
+use super::agents::{Cluster, kill_all, postmaster, signal, unprivileged, until};
 use cluster::Term;
 use failover::api::{PostgresState, Promoted};
 use failover::config::watchdog::{WatchdogConfig, WatchdogMode};
@@ -38,7 +35,7 @@ async fn list_is_in_force(c: &Cluster, p: usize, names: &str) {
 
 #[test]
 fn in_async_mode_only_a_commit_that_asks_waits_for_a_standby() {
-    unprivileged("in_async_mode_only_a_commit_that_asks_waits_for_a_standby", async {
+    unprivileged("async_waits::in_async_mode_only_a_commit_that_asks_waits_for_a_standby", async {
         let mut c = Cluster::new(22450, 2, Mode::Async, 1);
         // For so long an agent that has started without a lease leaves sessions alone.
         for node in &mut c.nodes {
@@ -83,7 +80,7 @@ fn in_async_mode_only_a_commit_that_asks_waits_for_a_standby() {
 /// and not even that where the client hides warnings, as this one does.
 #[test]
 fn a_commit_that_a_fence_held_is_released_without_a_standby_and_told() {
-    unprivileged("a_commit_that_a_fence_held_is_released_without_a_standby_and_told", async {
+    unprivileged("async_waits::a_commit_that_a_fence_held_is_released_without_a_standby_and_told", async {
         let mut c = Cluster::new(22455, 2, Mode::Async, 1);
         let p = c.bootstrap().await;
         let s = 1 - p;
@@ -121,7 +118,7 @@ fn a_commit_that_a_fence_held_is_released_without_a_standby_and_told() {
 /// A PostgreSQL that does not answer when its agent starts is adopted later: what it has is not what is presumed.
 #[test]
 fn a_fence_that_was_left_is_lifted_when_postgres_answers_late() {
-    unprivileged("a_fence_that_was_left_is_lifted_when_postgres_answers_late", async {
+    unprivileged("async_waits::a_fence_that_was_left_is_lifted_when_postgres_answers_late", async {
         let mut c = Cluster::new(22465, 2, Mode::Async, 1);
         let p = c.bootstrap().await;
         c.until_streaming(1 - p, p, Term(1)).await;
@@ -150,7 +147,7 @@ fn a_fence_that_was_left_is_lifted_when_postgres_answers_late() {
 /// Before, only the hard stop at the lease's end ended them.
 #[test]
 fn sessions_that_wait_for_less_are_ended_before_the_lease_is() {
-    unprivileged("sessions_that_wait_for_less_are_ended_before_the_lease_is", async {
+    unprivileged("async_waits::sessions_that_wait_for_less_are_ended_before_the_lease_is", async {
         let mut c = Cluster::new(22460, 2, Mode::Async, 1);
         // So much earlier than the hard stop that its agent certainly has the time.
         for node in &mut c.nodes {
@@ -203,7 +200,7 @@ impl Drop for HangingFile {
 /// The soft fence writes a file. Before, the hard one waited for that.
 #[test]
 fn a_disk_that_hangs_does_not_hold_up_the_stop_at_the_leases_end() {
-    unprivileged("a_disk_that_hangs_does_not_hold_up_the_stop_at_the_leases_end", async {
+    unprivileged("async_waits::a_disk_that_hangs_does_not_hold_up_the_stop_at_the_leases_end", async {
         let mut c = Cluster::new(22570, 2, Mode::Async, 1);
         let p = c.bootstrap().await;
         c.until_streaming(1 - p, p, Term(1)).await;
@@ -218,7 +215,7 @@ fn a_disk_that_hangs_does_not_hold_up_the_stop_at_the_leases_end() {
 /// Before, the lease was renewed for ever and guarded nothing: a new term's condition that the key is gone held at once.
 #[test]
 fn a_lease_whose_key_is_gone_is_taken_again() {
-    unprivileged("a_lease_whose_key_is_gone_is_taken_again", async {
+    unprivileged("async_waits::a_lease_whose_key_is_gone_is_taken_again", async {
         let mut c = Cluster::new(22575, 2, Mode::Async, 1);
         let p = c.bootstrap().await;
         until("the lease", async || c.state(p).await.lease_left_ms).await;
@@ -285,7 +282,7 @@ impl Device {
 
 #[test]
 fn the_watchdog_is_fed_while_the_lease_lasts_and_stopped_once_postgres_is() {
-    unprivileged("the_watchdog_is_fed_while_the_lease_lasts_and_stopped_once_postgres_is", async {
+    unprivileged("async_waits::the_watchdog_is_fed_while_the_lease_lasts_and_stopped_once_postgres_is", async {
         let mut c = Cluster::new(22486, 2, Mode::Async, 1);
         let devices = Device::of_all(&mut c);
         let p = c.bootstrap().await;
@@ -317,7 +314,7 @@ fn the_watchdog_is_fed_while_the_lease_lasts_and_stopped_once_postgres_is() {
 /// A shutdown that takes longer than the device's patience.
 #[test]
 fn the_watchdog_is_fed_while_an_agent_that_ends_stops_its_postgres() {
-    unprivileged("the_watchdog_is_fed_while_an_agent_that_ends_stops_its_postgres", async {
+    unprivileged("async_waits::the_watchdog_is_fed_while_an_agent_that_ends_stops_its_postgres", async {
         let mut c = Cluster::new(22490, 2, Mode::Async, 1);
         let devices = Device::of_all(&mut c);
         c.nodes.iter_mut().for_each(|n| n.config.stop_timeout = 2 * FIRES_AFTER);
@@ -336,7 +333,7 @@ fn the_watchdog_is_fed_while_an_agent_that_ends_stops_its_postgres() {
 /// An agent that starts on a running primary whose device is gone: it serves no longer.
 #[test]
 fn a_primary_whose_required_watchdog_is_gone_ends() {
-    unprivileged("a_primary_whose_required_watchdog_is_gone_ends", async {
+    unprivileged("async_waits::a_primary_whose_required_watchdog_is_gone_ends", async {
         let mut c = Cluster::new(22494, 2, Mode::Async, 1);
         let devices = Device::of_all(&mut c);
         let p = c.bootstrap().await;

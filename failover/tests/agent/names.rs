@@ -1,9 +1,6 @@
 //! What receives WAL under a node's name without being that node: told of, and ended where that can be told.
 
-#[allow(dead_code)] // another test's harness, of which this one needs the half
-mod agents;
-
-use agents::{Cluster, bin, kill_all, postmaster, signal, unprivileged, until};
+use super::agents::{Cluster, bin, kill_all, postmaster, signal, unprivileged, until};
 use cluster::Term;
 use failover::agent::{self, AgentHandle};
 use failover::api::{AgentState, PostgresState};
@@ -77,7 +74,7 @@ async fn second(c: &Cluster, node: usize, shared: ClusterConfig) -> (AgentHandle
 /// Nothing runs there, so it gave back a lease by which another's PostgreSQL serves, again and again.
 #[test]
 fn a_second_agent_of_the_primarys_name_leaves_its_lease_alone() {
-    unprivileged("a_second_agent_of_the_primarys_name_leaves_its_lease_alone", async {
+    unprivileged("names::a_second_agent_of_the_primarys_name_leaves_its_lease_alone", async {
         let mut c = Cluster::new(22640, 1, Mode::Async, 0);
         let p = c.bootstrap().await;
         let (held, revision) = c.record::<PrimaryRecord>(c.keys.primary()).await.unwrap();
@@ -129,7 +126,7 @@ fn a_second_agent_of_the_primarys_name_leaves_its_lease_alone() {
 
 #[test]
 fn whoever_receives_under_a_standbys_name_is_told_of_and_ended() {
-    unprivileged("whoever_receives_under_a_standbys_name_is_told_of_and_ended", async {
+    unprivileged("names::whoever_receives_under_a_standbys_name_is_told_of_and_ended", async {
         let mut c = Cluster::new(22520, 2, Mode::Strict, 1);
         let p = c.bootstrap().await;
         let s = 1 - p;

@@ -1,9 +1,6 @@
 //! Agents with real PostgreSQL: a recruit that connects to the candidate before that is promoted.
 
-#[allow(dead_code, reason = "the harness serves several test programs, none of which uses all of it")]
-mod agents;
-
-use agents::{Cluster, kill_all, signal, unprivileged, until};
+use super::agents::{Cluster, kill_all, signal, unprivileged, until};
 use cluster::{Endpoint, Lsn, Term};
 use failover::api::{Follow, Position, PostgresState, Promoted};
 use failover::record::{Mode, Phase};
@@ -34,7 +31,7 @@ impl Cluster {
 
 #[test]
 fn a_recruit_streams_from_the_candidate_and_goes_on_when_that_is_promoted() {
-    unprivileged("a_recruit_streams_from_the_candidate_and_goes_on_when_that_is_promoted", async {
+    unprivileged("ahead::a_recruit_streams_from_the_candidate_and_goes_on_when_that_is_promoted", async {
         let mut c = Cluster::new(22620, 3, Mode::Strict, 1);
         let p = c.bootstrap().await;
         let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
@@ -91,7 +88,7 @@ fn a_recruit_streams_from_the_candidate_and_goes_on_when_that_is_promoted() {
 
 #[test]
 fn a_recruit_that_knows_of_a_term_that_was_given_up_follows_the_next() {
-    unprivileged("a_recruit_that_knows_of_a_term_that_was_given_up_follows_the_next", async {
+    unprivileged("ahead::a_recruit_that_knows_of_a_term_that_was_given_up_follows_the_next", async {
         let mut c = Cluster::new(22630, 3, Mode::Strict, 1);
         let p = c.bootstrap().await;
         let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
@@ -129,7 +126,7 @@ fn a_recruit_that_knows_of_a_term_that_was_given_up_follows_the_next() {
 /// Replay may come to its end while it is asked how far it is. Before, a freeze then gave the position of a moment before.
 #[test]
 fn a_freeze_while_replay_ends_tells_where_it_has_ended() {
-    unprivileged("a_freeze_while_replay_ends_tells_where_it_has_ended", async {
+    unprivileged("ahead::a_freeze_while_replay_ends_tells_where_it_has_ended", async {
         let mut c = Cluster::new(22635, 2, Mode::Async, 0);
         let p = c.bootstrap().await;
         let s = 1 - p;
@@ -164,7 +161,7 @@ fn a_freeze_while_replay_ends_tells_where_it_has_ended() {
 /// told commits to be lost that it then replayed.
 #[test]
 fn a_promotion_waits_for_a_startup_process_that_stood_still() {
-    unprivileged("a_promotion_waits_for_a_startup_process_that_stood_still", async {
+    unprivileged("ahead::a_promotion_waits_for_a_startup_process_that_stood_still", async {
         let mut c = Cluster::new(22670, 2, Mode::Async, 0);
         let p = c.bootstrap().await;
         let s = 1 - p;

@@ -1,9 +1,6 @@
 //! Agents with real PostgreSQL that start when etcd tells of an older policy than the one in force, or does not answer.
 
-#[allow(dead_code, reason = "the harness serves several test programs, none of which uses all of it")]
-mod agents;
-
-use agents::{Cluster, kill_all, postmaster, unprivileged, until};
+use super::agents::{Cluster, kill_all, postmaster, unprivileged, until};
 use cluster::{Term, TimelineId};
 use failover::api::{Frozen, PostgresState, Recover, Stop, Stopped};
 use failover::record::{LossReport, Mode, PolicyRecord};
@@ -32,7 +29,7 @@ async fn until_stopped(c: &Cluster, i: usize) {
 
 #[test]
 fn commits_go_on_waiting_when_a_restored_etcd_says_that_they_need_not() {
-    unprivileged("commits_go_on_waiting_when_a_restored_etcd_says_that_they_need_not", async {
+    unprivileged("restored::commits_go_on_waiting_when_a_restored_etcd_says_that_they_need_not", async {
         let mut c = Cluster::new(22470, 2, Mode::Strict, 1);
         let p = c.bootstrap().await;
         put_policy(&c, 5, Mode::Strict).await;
@@ -63,7 +60,7 @@ fn commits_go_on_waiting_when_a_restored_etcd_says_that_they_need_not() {
 
 #[test]
 fn the_lease_goes_on_fencing_when_a_restored_etcd_says_that_a_quorum_does() {
-    unprivileged("the_lease_goes_on_fencing_when_a_restored_etcd_says_that_a_quorum_does", async {
+    unprivileged("restored::the_lease_goes_on_fencing_when_a_restored_etcd_says_that_a_quorum_does", async {
         let mut c = Cluster::new(22474, 2, Mode::Strict, 1);
         let p = c.bootstrap().await;
         put_policy(&c, 5, Mode::Async).await;
@@ -81,7 +78,7 @@ fn the_lease_goes_on_fencing_when_a_restored_etcd_says_that_a_quorum_does() {
 
 #[test]
 fn without_etcd_a_started_agent_fences_by_the_mode_that_was_changed_to() {
-    unprivileged("without_etcd_a_started_agent_fences_by_the_mode_that_was_changed_to", async {
+    unprivileged("restored::without_etcd_a_started_agent_fences_by_the_mode_that_was_changed_to", async {
         let mut c = Cluster::new(22478, 2, Mode::Strict, 1);
         let p = c.bootstrap().await;
         put_policy(&c, 5, Mode::Async).await;
@@ -96,34 +93,37 @@ fn without_etcd_a_started_agent_fences_by_the_mode_that_was_changed_to() {
 
 #[test]
 fn who_is_on_the_timeline_of_a_term_that_is_recruiting_tells_whether_it_has_its_record() {
-    unprivileged("who_is_on_the_timeline_of_a_term_that_is_recruiting_tells_whether_it_has_its_record", async {
-        let mut c = Cluster::new(22605, 3, Mode::Strict, 1);
-        let p = c.bootstrap().await;
-        let (a, b) = ((p + 1) % 3, (p + 2) % 3);
-        c.until_replayed(p, &[a, b]).await;
-        let (begun, revision) = c.begin().await;
-        let (term, _) = c.failover_unopened(begun.clone(), revision, a, &[a, b]).await;
-        // It may stream before it has received the term's record.
-        c.until_replayed(a, &[b]).await;
-        let (_, revision) = c.term().await;
-        c.put_term(&begun, revision).await;
-        let frozen = c.freeze(b, term).await.unwrap();
-        assert_eq!((frozen.position.unwrap().timeline, frozen.recorded), (TimelineId(2), Some(term)));
-        // Promoted past everybody: that timeline is no term's.
-        // Its agent may stop it before it has told of its success.
-        let _ = c.sql(b).await.query("SELECT pg_promote(true)", &[]).await;
-        c.begin().await;
-        let (after, _) = c.begin().await;
-        until("the stop", async || c.freeze(b, after.term).await.ok()?.was_primary.then_some(())).await;
-        let frozen: Frozen = c.post(b, "recover", &Recover { term: after.term }).await.unwrap();
-        assert_eq!((frozen.position.unwrap().timeline, frozen.recorded), (TimelineId(3), Some(term)));
-    });
+    unprivileged(
+        "restored::who_is_on_the_timeline_of_a_term_that_is_recruiting_tells_whether_it_has_its_record",
+        async {
+            let mut c = Cluster::new(22605, 3, Mode::Strict, 1);
+            let p = c.bootstrap().await;
+            let (a, b) = ((p + 1) % 3, (p + 2) % 3);
+            c.until_replayed(p, &[a, b]).await;
+            let (begun, revision) = c.begin().await;
+            let (term, _) = c.failover_unopened(begun.clone(), revision, a, &[a, b]).await;
+            // It may stream before it has received the term's record.
+            c.until_replayed(a, &[b]).await;
+            let (_, revision) = c.term().await;
+            c.put_term(&begun, revision).await;
+            let frozen = c.freeze(b, term).await.unwrap();
+            assert_eq!((frozen.position.unwrap().timeline, frozen.recorded), (TimelineId(2), Some(term)));
+            // Promoted past everybody: that timeline is no term's.
+            // Its agent may stop it before it has told of its success.
+            let _ = c.sql(b).await.query("SELECT pg_promote(true)", &[]).await;
+            c.begin().await;
+            let (after, _) = c.begin().await;
+            until("the stop", async || c.freeze(b, after.term).await.ok()?.was_primary.then_some(())).await;
+            let frozen: Frozen = c.post(b, "recover", &Recover { term: after.term }).await.unwrap();
+            assert_eq!((frozen.position.unwrap().timeline, frozen.recorded), (TimelineId(3), Some(term)));
+        },
+    );
 }
 
 #[test]
 fn what_was_open_is_left_as_it_is_for_a_twin_that_is_not() {
-    unprivileged("what_was_open_is_left_as_it_is_for_a_twin_that_is_not", async {
-        let mut c = Cluster::new(22615, 3, Mode::Strict, 1);
+    unprivileged("restored::what_was_open_is_left_as_it_is_for_a_twin_that_is_not", async {
+        let mut c = Cluster::new(22680, 3, Mode::Strict, 1);
         let p = c.bootstrap().await;
         let (a, b) = ((p + 1) % 3, (p + 2) % 3);
         c.until_replayed(p, &[a, b]).await;
@@ -165,7 +165,7 @@ fn what_was_open_is_left_as_it_is_for_a_twin_that_is_not() {
 
 #[test]
 fn twins_that_began_at_one_place_are_told_apart_by_who_began_them() {
-    unprivileged("twins_that_began_at_one_place_are_told_apart_by_who_began_them", async {
+    unprivileged("restored::twins_that_began_at_one_place_are_told_apart_by_who_began_them", async {
         let mut c = Cluster::new(22655, 3, Mode::Strict, 1);
         let p = c.bootstrap().await;
         let (a, b) = ((p + 1) % 3, (p + 2) % 3);

@@ -1,11 +1,15 @@
 //! Agents with real PostgreSQL: promises, freezing, promotion, deaths, and every way of coming back.
 
+mod adopt;
+#[path = "../agents/mod.rs"]
 mod agents;
-#[path = "agent/obstacles.rs"]
+mod ahead;
+mod async_waits;
+mod killed;
+mod names;
 mod obstacles;
-#[path = "agent/slots.rs"]
+mod restored;
 mod slots;
-#[path = "agent/strangers.rs"]
 mod strangers;
 
 use agents::{
