@@ -30,7 +30,7 @@
 //! | `Reconnect`, `Ended` | `fsm/slots.rs`, `agent/slots.rs`; that an agent whose standby is to stream through its slot knows the policy in force is assumed: who does not is ended, and doubted (`fsm/walsenders.rs`) |
 //! | `Cancel` | `proxy/src/session/answers.rs`: a notice of `SyncRepWaitForLSN` is answered by 08007 |
 //!
-//! `tests/agrees.rs` compares the arithmetic with the code's. Where the two differ, the model allows more: a manager
+//! `tests/bounds/agrees.rs` compares the arithmetic with the code's. Where the two differ, the model allows more: a manager
 //! chooses as soon as it may, an agent follows any term that it has not promised to leave, a rewind goes back to the
 //! beginning, an order to catch up is obeyed late and again.
 //!
