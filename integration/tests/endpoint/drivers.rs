@@ -104,7 +104,7 @@ fn number_after(text: &str, what: &str) -> u64 {
 
 /// psycopg 2 and psycopg 3, Debian's packages python3-psycopg2 and python3-psycopg.
 fn python_works(cluster: &Cluster) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/drivers/psycopg_check.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/endpoint/psycopg_check.py");
     for module in ["psycopg2", "psycopg"] {
         let importable = |python: &str| {
             let code = format!("import {module}");

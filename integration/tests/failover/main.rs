@@ -1,5 +1,10 @@
 //! The primary dies under load, in each way that a primary can die; so do standbys, agents and managers.
 
+mod asynchronous;
+mod etcd;
+mod restart;
+mod switchover;
+
 use integration::client::Client;
 use integration::cluster::{Active, Cluster, Frozen, LONG, one_at_a_time};
 use integration::config_file::Options;

@@ -1,0 +1,4 @@
+//! What operators do to a real cluster: take servers over, and what is refused.
+
+mod adopt;
+mod refuse;
