@@ -63,3 +63,4 @@ pub mod tracking;
 pub mod translate;
 mod tunnel;
 mod turn;
+mod waiting;
