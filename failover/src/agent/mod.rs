@@ -25,6 +25,7 @@ mod memory;
 mod metrics;
 mod namesake;
 mod observer;
+mod opening;
 mod other_lines;
 mod postgres;
 mod probe;
@@ -192,7 +193,7 @@ pub(crate) struct Agent {
     /// A manager's order to follow, which may be faster than etcd's hint.
     follow: Mutex<Option<Follow>>,
     held: Mutex<Option<lease::Held>>,
-    ahead: Mutex<Option<lease::Ahead>>,
+    ahead: Mutex<Option<opening::Ahead>>,
     /// When the fence that goes by the lease was last looked at: nobody renews what nobody would fence by.
     fence_kept_at: Mutex<cluster::Instant>,
     /// What was signed for primaries that have lost etcd.
