@@ -104,7 +104,7 @@ test-drivers: set-up-drivers
 	$(if $(DRIVERS),$(MATRIX),$(call KEEP,drivers,$(MATRIX)))
 
 # Reads against their promises under faults, for some minutes; `make test` has a minute of it. STALENESS_READS,
-# STALENESS_SECONDS and STALENESS_SEED change how many, how long at most, and what happens.
+# STALENESS_SECONDS and STALENESS_SEED change how many, how long at most, and what happens; STALENESS_CLUSTER=async the mode.
 test-staleness: set-up-tests
 	cargo build --locked
 	cargo run --locked -p integration --example staleness

@@ -19,16 +19,16 @@ const LONGEST_MS: u64 = 2000;
 /// Longest wait for all standbys after a fault: one of them may be copied anew while the reads go on.
 const COME_BACK: Duration = Duration::from_secs(300);
 
-/// A cluster for it; `proxy` are lines for its proxies.
-pub fn cluster(proxy: &'static str) -> Cluster {
+/// A cluster for it, of a mode; `proxy` are lines for its proxies.
+pub fn cluster(mode: &'static str, proxy: &'static str) -> Cluster {
     let options = Options {
+        mode,
         fault_proxies: true,
         second_proxy: true,
         proxy,
         // Every change of primary is wanted here.
         manager: "failover_budget = 1000\n",
         parameters: "max_connections = \"200\"\n",
-        ..Options::default()
     };
     let cluster = Cluster::start(&options);
     for target in [cluster.target(), cluster.second_target()] {
@@ -167,12 +167,15 @@ impl Fault {
     ];
     /// What changes the primary.
     pub const OF_PRIMARIES: [Self; 3] = [Self::Switchover, Self::PrimaryKilled, Self::PrimaryFrozen];
+    /// And that without losing what was acknowledged, in a mode where nothing is waited for.
+    pub const WITHOUT_LOSS: [Self; 1] = [Self::Switchover];
 }
 
 /// Faults one after the other, in an order and of lengths that the seed decides.
 #[derive(Debug)]
 pub struct Faults {
     state: u64,
+    of_primaries: &'static [Fault],
     /// Changes of the primary that were asked for.
     changes: usize,
     /// What has befallen the cluster so far while it was not over.
@@ -180,9 +183,9 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// The same seed gives the same faults.
-    pub fn new(seed: u64) -> Self {
-        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, changes: 0, done: Vec::new() }
+    /// The same seed gives the same faults. `of_primaries` are what changes the primary, at least one.
+    pub fn new(seed: u64, of_primaries: &'static [Fault]) -> Self {
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, of_primaries, changes: 0, done: Vec::new() }
     }
 
     /// A number below `limit` (xorshift).
@@ -212,7 +215,7 @@ impl Faults {
             }
         }
         if !over() {
-            let next = Fault::OF_PRIMARIES[self.changes % Fault::OF_PRIMARIES.len()];
+            let next = self.of_primaries[self.changes % self.of_primaries.len()];
             self.changes += 1;
             self.inflict(cluster, next, over);
         }

@@ -6,7 +6,8 @@
 //! how long that may take, and in which order and for how long what happens; `STALENESS_MODE` which modes, and
 //! `STALENESS_READERS` how many sessions read in each (24: those of `global` share what they wait for); with
 //! `STALENESS_FAULTS=0` nothing happens, which shows what reads take then. `STALENESS_COMMIT_LSN=ask` has the proxies ask for
-//! the position of each write.
+//! the position of each write. With `STALENESS_CLUSTER=async` commits wait for no standby; the primary is then replaced as
+//! planned only, as nothing else keeps all that was acknowledged.
 
 use integration::staleness::{Fault, Faults, Verify, cluster};
 use std::collections::BTreeMap;
@@ -29,20 +30,27 @@ fn main() -> ExitCode {
     let mode = std::env::var("STALENESS_MODE").ok().filter(|v| !v.is_empty()).unwrap_or_else(|| "all".to_owned());
     println!("{reads} reads per mode within {seconds} s, seed {seed}, mode {mode}");
     let asks = std::env::var("STALENESS_COMMIT_LSN").is_ok_and(|how| how == "ask");
-    let mut cluster =
-        cluster(if asks { "reads = { hints = true, commit_lsn = \"ask\" }\n" } else { "reads = { hints = true }\n" });
+    let is_async = match std::env::var("STALENESS_CLUSTER").as_deref() {
+        Err(_) | Ok("" | "strict") => false,
+        Ok("async") => true,
+        Ok(other) => panic!("STALENESS_CLUSTER={other}: strict or async is expected"),
+    };
+    let reads_of = if asks { "reads = { hints = true, commit_lsn = \"ask\" }\n" } else { "reads = { hints = true }\n" };
+    let mut cluster = cluster(if is_async { "async" } else { "strict" }, reads_of);
+    // What was acknowledged and lost would be missed by reads that keep their promise.
+    let of_primaries = if is_async { &Fault::WITHOUT_LOSS[..] } else { &Fault::OF_PRIMARIES };
     let (reads, limit) = (reads.to_string(), seconds.to_string());
     // Waiting for a standby keeps sessions from staying at the primary for good: they hardly ever pause.
     let readers = setting("STALENESS_READERS", 24).to_string();
     let sessions = ["--readers", &readers, "--standby-wait", "500ms"];
     let arguments = [&["--reads", &reads, "--seconds", &limit, "--mode", &mode][..], &sessions].concat();
     let mut verify = Verify::start(&cluster, &arguments);
-    let mut faults = Faults::new(seed);
-    let kinds = if inflict { [&Fault::OF_PRIMARIES[..], &Fault::OF_STANDBYS].concat() } else { Vec::new() };
+    let mut faults = Faults::new(seed, of_primaries);
+    let kinds = if inflict { [of_primaries, &Fault::OF_STANDBYS].concat() } else { Vec::new() };
     if inflict {
         verify.begun(&cluster);
         // Each once, and then in rounds: a fast machine has its reads before three of those.
-        for fault in Fault::OF_PRIMARIES {
+        for fault in of_primaries.iter().copied() {
             if !verify.has_ended() {
                 faults.inflict(&mut cluster, fault, &mut || verify.has_ended());
             }

@@ -38,12 +38,12 @@ fn change(cluster: &mut Cluster, proxy: &str, from: &str, to: &str) {
 #[test]
 fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
     let _turn = one_at_a_time();
-    let mut cluster = cluster("reads = { hints = true }\n");
+    let mut cluster = cluster("strict", "reads = { hints = true }\n");
     // One proxy learns by a sample what its sessions have written, the other by a query.
     change(&mut cluster, "proxy2", "hints = true", "hints = true, commit_lsn = \"ask\"");
     let mut verify = Verify::start(&cluster, &["--seconds", "600", "--standby-wait", "500ms"]);
     verify.begun(&cluster);
-    let (mut faults, began) = (Faults::new(1), Instant::now());
+    let (mut faults, began) = (Faults::new(1, &Fault::OF_PRIMARIES), Instant::now());
     // The primary first, as that is what takes longest; its standbys while there is time.
     faults.inflict(&mut cluster, Fault::PrimaryKilled, &mut || verify.has_ended());
     for fault in faults.of_standbys().into_iter().cycle() {
@@ -88,7 +88,7 @@ fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
 #[test]
 fn a_weaker_promise_breaks_every_stronger_one() {
     let _turn = one_at_a_time();
-    let mut cluster = cluster("pools = { pool_mode = \"transaction\" }\n");
+    let mut cluster = cluster("strict", "pools = { pool_mode = \"transaction\" }\n");
     let standbys = cluster.standbys();
     cluster.fault_proxy(&cluster.active().primary).delay_stream(standbys[0], Duration::from_millis(1500));
     let verdict = Verify::start(&cluster, &["--seconds", "8", "--ask", "eventual"]).finish(Duration::from_secs(60));
