@@ -45,7 +45,7 @@ impl Planner {
             (journal.to, journal.fork, journal.xid_bound) = (term.node.clone(), term.fork, term.xid_bound);
             journal.finished = Some("active".into());
             journal.below_mode = self.below_mode(&journal);
-            self.write_journal(&journal, out);
+            self.write_journal(&journal, None, out);
             journal
         });
         // It ran as primary, or it could not have opened.

@@ -439,7 +439,9 @@ impl Planner {
         }
         begin.detected = begin.detected.or(Some(now));
         let journal = self.new_journal(term, &begin, prev.as_ref(), &policy.value);
-        let mut puts = vec![RecordPut::Term(record), RecordPut::Journal(Box::new(journal))];
+        let mut puts = vec![RecordPut::Term(record)];
+        puts.extend(self.unwritten_journal());
+        puts.push(RecordPut::Journal(Box::new(journal)));
         begin.counts = self.counts_for_budget(&begin, &old.value);
         begin.for_proxy = self.proxied().is_some_and(|(_, proxied)| proxied.next() == term);
         if begin.counts {

@@ -28,8 +28,12 @@ pub(super) enum PendingState {
 
 impl Planner {
     pub(super) fn take_outcome(&mut self, now: Instant, id: u64, outcome: ChangeOutcome, out: &mut Vec<Action>) {
+        if self.journal.as_ref().is_some_and(|p| p.change.id == id) {
+            self.take_journal_outcome(now, &outcome);
+            return;
+        }
         let Some(pending) = self.pending.as_mut().filter(|p| p.change.id == id) else {
-            return; // a journal, or a change of an earlier leadership
+            return; // a journal that another has followed, or a change of an earlier leadership
         };
         match outcome {
             ChangeOutcome::Done(revision) => {
@@ -154,13 +158,46 @@ impl Planner {
         self.pending = Some(Pending { change, state: PendingState::Sent, failures: 0 });
     }
 
-    /// Write a journal; nobody waits for it.
-    pub(super) fn write_journal(&mut self, journal: &JournalRecord, out: &mut Vec<Action>) {
+    /// Write a journal, again until it is there: twice it is the same, and nobody waits for it. `guard` is for one that must not
+    /// come late, behind another of its term.
+    pub(super) fn write_journal(&mut self, journal: &JournalRecord, guard: Option<Guard>, out: &mut Vec<Action>) {
         self.last = Some(journal.clone());
-        let guards = self.leading.map(Guard::Leader).into_iter().collect();
+        let guards = guard.into_iter().chain(self.leading.map(Guard::Leader)).collect();
         let puts = vec![RecordPut::Journal(Box::new(journal.clone()))];
-        let change = Change { id: 0, kind: ChangeKind::Journal, guards, puts, deletes: Vec::new() };
-        out.push(Action::Change(Box::new(change)));
+        self.change_ids += 1;
+        let change = Change { id: self.change_ids, kind: ChangeKind::Journal, guards, puts, deletes: Vec::new() };
+        out.push(Action::Change(Box::new(change.clone())));
+        self.journal = Some(Pending { change, state: PendingState::Sent, failures: 0 });
+    }
+
+    fn take_journal_outcome(&mut self, now: Instant, outcome: &ChangeOutcome) {
+        let Some(pending) = &mut self.journal else { return };
+        match outcome {
+            ChangeOutcome::Done(_) => self.journal = None,
+            // Another manager leads, or the term is not any more as it tells.
+            ChangeOutcome::Lost => pending.state = PendingState::LostUntilRead(now),
+            ChangeOutcome::NotMade(_) | ChangeOutcome::Unknown(_) => {
+                pending.state = PendingState::RetryAt(now + self.settings.backoff(pending.failures));
+                pending.failures += 1;
+            }
+        }
+    }
+
+    /// The journal that is not known to be there. What begins the next term takes it along: its own guard fails from then on, and
+    /// another may follow it.
+    pub(super) fn unwritten_journal(&self) -> Option<RecordPut> {
+        let pending = self.journal.as_ref().filter(|p| !matches!(p.state, PendingState::LostUntilRead(_)))?;
+        pending.change.puts.first().cloned()
+    }
+
+    /// Send again what was not made, once it is time.
+    pub(super) fn retry_changes(&mut self, now: Instant, out: &mut Vec<Action>) {
+        for pending in [&mut self.journal, &mut self.pending].into_iter().flatten() {
+            if matches!(pending.state, PendingState::RetryAt(at) if now >= at) {
+                pending.state = PendingState::Sent;
+                out.push(Action::Change(Box::new(pending.change.clone())));
+            }
+        }
     }
 }
 

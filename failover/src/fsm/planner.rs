@@ -15,7 +15,7 @@
 use crate::api::PostgresState;
 use crate::fsm::action::{Action, Answer, Input, Operation};
 use crate::fsm::blocker::{Blocker, Verdict};
-use crate::fsm::change::{Pending, PendingState};
+use crate::fsm::change::Pending;
 use crate::fsm::maintenance::MaintenanceOp;
 use crate::fsm::observe::{At, Health, Observed, Records};
 use crate::fsm::operate::FenceOp;
@@ -41,6 +41,8 @@ pub struct Planner {
     pub(super) seen: Observed,
     pub(super) stage: Stage,
     pub(super) pending: Option<Pending>,
+    /// The journal that was written last, until it is known to be there.
+    pub(super) journal: Option<Pending>,
     pub(super) rearm: Option<Rearm>,
     pub(super) rearm_not_before: Instant,
     pub(super) suspend: Option<Suspend>,
@@ -117,6 +119,7 @@ impl Planner {
             seen: Observed::default(),
             stage: Stage::Idle,
             pending: None,
+            journal: None,
             rearm: None,
             rearm_not_before: Instant::default(),
             suspend: None,
@@ -222,6 +225,8 @@ impl Planner {
     fn follow(&mut self, out: &mut Vec<Action>) {
         self.leading = None;
         self.pending = None;
+        // Should this manager lead again, it looks whether that was written.
+        (self.journal, self.told_open) = (None, Term(0));
         (self.rearm, self.suspend, self.lossy_since) = (None, None, None);
         self.verdict = Verdict::Following;
         let failed = |why: &str| Answer::Failed { why: why.to_owned(), journal: None };
@@ -343,11 +348,8 @@ impl Planner {
         self.advance_maintenance(now, out);
         self.advance_policy(now, out);
         self.advance_remove(now, out);
-        if let Some(pending) = &mut self.pending {
-            if matches!(pending.state, PendingState::RetryAt(at) if now >= at) {
-                pending.state = PendingState::Sent;
-                out.push(Action::Change(Box::new(pending.change.clone())));
-            }
+        self.retry_changes(now, out);
+        if self.pending.is_some() {
             self.expire_operation(now, out);
             return Flow::Wait;
         }

@@ -4,7 +4,7 @@
 //! to another manager's term. Nothing is open to clients meanwhile, so waiting is always safe here.
 
 use crate::api::{Frozen, Position, Promoted};
-use crate::fsm::action::{Action, Answer, Command, CommandError, CommandKind, Reply};
+use crate::fsm::action::{Action, Answer, Command, CommandError, CommandKind, Guard, Reply};
 use crate::fsm::blocker::{Blocker, Verdict, list};
 use crate::fsm::candidate::{Beside, Choice};
 use crate::fsm::catch_up::CatchingUp;
@@ -439,7 +439,7 @@ impl Planner {
         let Some(term) = self.seen.term().filter(|t| t.term > self.told_open) else { return };
         let Some(journal) = self.seen.records.journal.as_ref().filter(|j| j.term == term.term) else { return };
         self.told_open = term.term;
-        if journal.finished.is_some() {
+        if journal.finished.as_deref() == Some("active") {
             return;
         }
         let mut journal = journal.clone();
@@ -447,7 +447,7 @@ impl Planner {
         (journal.to, journal.fork, journal.xid_bound) = (term.node.clone(), term.fork, term.xid_bound);
         journal.finished = Some("active".into());
         journal.below_mode = self.below_mode(&journal);
-        self.write_journal(&journal, out);
+        self.write_journal(&journal, None, out);
     }
 
     /// T3 is made.
@@ -456,7 +456,7 @@ impl Planner {
         phase(&mut round.journal, round.begin.began, now, "open");
         round.journal.finished = Some("active".into());
         round.journal.below_mode = self.below_mode(&round.journal);
-        self.write_journal(&round.journal, out);
+        self.write_journal(&round.journal, None, out);
         (self.saw_primary, self.told_open) = (round.term, round.term);
         self.seen.term_known_since = now;
         self.rearm_not_before = now + self.settings.retry;
@@ -480,7 +480,8 @@ impl Planner {
     ) -> Flow {
         let given_up = (round.term, round.left_unfenced());
         round.journal.finished = Some(format!("given up: {why}"));
-        self.write_journal(&round.journal, out);
+        // Should the term open after all, that is told in its place.
+        self.write_journal(&round.journal, Some(Guard::Term(round.revision)), out);
         out.push(Action::Ended { cause: round.begin.cause, active: false, journal: Box::new(round.journal) });
         let mut begin = round.begin;
         begin.evidence.push(format!("term {} was given up: {why}", round.term));

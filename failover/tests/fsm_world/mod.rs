@@ -8,7 +8,7 @@ use cluster::timeline::{Fork, History};
 use cluster::{Endpoint, Instant, Lsn, NodeId, Term, TimelineId};
 use failover::api::{AgentState, Armed, Frozen, Opened, Prepared, Promoted, Refused, Stopped};
 use failover::fsm::action::{
-    Action, Change, ChangeKind, CommandError, CommandKind, Input, Operation, PolicyChange, Reply,
+    Action, Change, ChangeKind, ChangeOutcome, CommandError, CommandKind, Input, Operation, PolicyChange, Reply,
 };
 use failover::fsm::blocker::list;
 use failover::fsm::observe::Records;
@@ -28,6 +28,8 @@ pub(crate) struct World {
     /// etcd as it was backed up.
     backup: Records,
     sent: Vec<Change>,
+    /// Journals are in `sent`, too; otherwise etcd takes them at once.
+    journals_wait: bool,
     orders: BTreeMap<(NodeId, CommandKind), Term>,
     reports: BTreeMap<NodeId, Heard>,
     seen: Vec<String>,
@@ -69,6 +71,7 @@ impl Default for World {
             records: Records { revision: 100, ..Records::default() },
             backup: Records::default(),
             sent: Vec::new(),
+            journals_wait: false,
             orders: BTreeMap::new(),
             reports: BTreeMap::new(),
             seen: Vec::new(),
@@ -100,6 +103,10 @@ impl World {
                 self.step(Input::Silent { node, refused });
             }
             "run" => self.run(&mut words)?,
+            "journals" => {
+                words.expect("wait")?;
+                self.journals_wait = true;
+            }
             "done" | "lost" | "unmade" | "unknown" => return self.outcome(line),
             "read" => self.read(),
             "wall" => self.wall = words.parse()?,
@@ -209,15 +216,22 @@ impl World {
     }
 
     fn step(&mut self, input: Input) {
+        let mut taken = Vec::new();
         for action in self.planner.step(self.now, input) {
             self.seen.push(show::action(&action));
             match action {
-                Action::Change(change) if change.kind != ChangeKind::Journal => self.sent.push(*change),
+                Action::Change(change) if change.kind == ChangeKind::Journal && !self.journals_wait => {
+                    taken.push(change.id);
+                }
+                Action::Change(change) => self.sent.push(*change),
                 Action::Send { node, command, .. } => {
                     self.orders.insert((node, command.kind()), command.term());
                 }
-                Action::Change(_) | Action::Read | Action::Answer { .. } | Action::Ended { .. } => {}
+                Action::Read | Action::Answer { .. } | Action::Ended { .. } => {}
             }
+        }
+        for id in taken {
+            self.step(Input::Changed { id, outcome: ChangeOutcome::Done(self.records.revision) });
         }
     }
 

@@ -17,7 +17,10 @@ pub(super) fn action(action: &Action) -> String {
     match action {
         Action::Send { node, command, .. } => format!("send {node}: {}", order(command)),
         // Whatever it says is shown when the round ends.
-        Action::Change(change) if change.kind == ChangeKind::Journal => "write journal".into(),
+        Action::Change(change) if change.kind == ChangeKind::Journal => {
+            let of_term = change.guards.iter().any(|g| matches!(g, Guard::Term(_)));
+            format!("write journal{}", if of_term { " if term" } else { "" })
+        }
         Action::Change(change) => {
             let puts: Vec<String> = change.puts.iter().map(put).collect();
             let deletes = change.deletes.iter().map(|d| match d {
@@ -98,6 +101,8 @@ fn put(put: &RecordPut) -> String {
                 p.suspended.is_some()
             )
         }
+        // Taken along, as it is not known to be there.
+        RecordPut::Journal(j) if j.finished.is_some() => format!("journal of term {}", j.term),
         // Of whose writes its report is to tell, where the last one of etcd's is not it.
         RecordPut::Journal(j) => match (j.ended, j.ended()) {
             (None, Some(ended)) => format!("report of term {ended}"),

@@ -5,7 +5,7 @@ use super::node::{Names, Node};
 use super::{FAULTS_END, HEALED, World, name};
 use cluster::sync_names::SyncNames;
 use cluster::{NodeId, Term};
-use failover::record::{Cause, Mode};
+use failover::record::{Cause, JournalRecord, Mode};
 use std::collections::BTreeSet;
 
 /// Records that a standby may lack when nothing is wrong.
@@ -143,6 +143,14 @@ impl World {
         };
         let node = self.nodes.iter().find(strays)?;
         Some(format!("{} does not follow {} of term {}: {:?}", node.name, name(primary), term.term, node.is))
+    }
+
+    /// The journal of a term that is open says so in the end.
+    pub(super) fn untold(&self) -> Option<String> {
+        let term = self.records.term.as_ref()?.value.term;
+        let active = |j: &&JournalRecord| j.finished.as_deref() == Some("active");
+        let journal = self.records.journal.as_ref().filter(|j| j.term == term && !active(j))?;
+        Some(format!("the journal of term {term} does not say that it opened: {journal:?}"))
     }
 
     /// What there is in the end: the primary has all that was promised, whatever the terms since then opened with, and who

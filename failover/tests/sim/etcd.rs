@@ -179,7 +179,12 @@ impl World {
                     }
                     self.records.policy = Some(At { value, revision });
                 }
-                RecordPut::Journal(journal) => self.records.journal = Some(*journal),
+                // The newest is read.
+                RecordPut::Journal(journal) => {
+                    if self.records.journal.as_ref().is_none_or(|j| j.term <= journal.term) {
+                        self.records.journal = Some(*journal);
+                    }
+                }
                 RecordPut::Fence(node, fence) => drop(self.records.fences.insert(node, fence)),
                 RecordPut::Maintenance(node, m, _) => drop(self.records.maintenance.insert(node, m)),
                 RecordPut::Pause(pause, _) => self.records.pause = Some(pause),

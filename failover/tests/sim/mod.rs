@@ -434,7 +434,7 @@ impl World {
             self.fail(why.clone());
             return Err(why);
         }
-        self.astray().or_else(|| self.unlike()).map_or(Ok(()), Err)
+        self.astray().or_else(|| self.unlike()).or_else(|| self.untold()).map_or(Ok(()), Err)
     }
 
     fn happen(&mut self, event: Event) {
