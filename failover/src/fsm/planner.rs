@@ -31,6 +31,10 @@ use crate::fsm::timers::Settings;
 use crate::record::{Cause, JournalRecord, Phase, Tenure, WallMillis};
 use cluster::{Instant, NodeId, Term};
 use std::collections::VecDeque;
+use std::time::Duration;
+
+/// For longer than an agent that stops its PostgreSQL does not look at it.
+const UNSEEN: Duration = Duration::from_millis(1200);
 
 /// The planner of one manager.
 #[derive(Debug)]
@@ -82,6 +86,8 @@ pub struct Planner {
     pub(super) last: Option<JournalRecord>,
     /// Since when this leader has known what it decides by: since it leads, or since before, when it was listening already.
     pub(super) leading_since: Instant,
+    /// Since when it leads, whatever it had heard before.
+    led_at: Instant,
     /// Since when agents' reports have come without a gap, and the last of them.
     listening: Option<(Instant, Instant)>,
     pub(super) change_ids: u64,
@@ -146,6 +152,7 @@ impl Planner {
             verdict: Verdict::Following,
             last: None,
             leading_since: Instant::default(),
+            led_at: Instant::default(),
             listening: None,
             change_ids: 0,
         }
@@ -208,7 +215,7 @@ impl Planner {
         }
         self.follow(out);
         self.leading = Some(revision);
-        self.leading_since = now;
+        (self.leading_since, self.led_at) = (now, now);
         match self.listening {
             // Who listened all the time need not hear it all again.
             Some((since, last)) if now.since(last) <= self.settings.settle => {
@@ -383,6 +390,8 @@ impl Planner {
     pub(super) fn advance_open(&mut self, now: Instant, phase: Phase, out: &mut Vec<Action>) -> Flow {
         let health = self.seen.health(now, &self.settings);
         match health {
+            // A leader before this one may have it stopped just now: what its agent tells is of before.
+            Health::Well if phase == Phase::Draining && now.since(self.led_at) < UNSEEN => Flow::Wait,
             Health::Well if phase == Phase::Draining => {
                 self.undrain(out);
                 Flow::Wait
