@@ -22,7 +22,7 @@ use client::{Admin, CallError};
 use cluster::keys::Keys;
 use failover::record::LeaderRecord;
 use failover::store::etcd::EtcdStore;
-use failover::store::{Range, Store};
+use failover::store::{Range, Store, StoreError};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
@@ -32,6 +32,8 @@ use std::time::{Duration, Instant};
 const LEADER_BOUND: Duration = Duration::from_secs(5);
 /// Between two looks for one.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long to ask etcd again that does not answer. It may stand still for a moment, in which the leader leads on.
+const ETCD_BOUND: Duration = Duration::from_secs(2);
 
 /// What a verb asks for, and how the answer is shown.
 struct Request {
@@ -153,9 +155,14 @@ async fn ask(target: &TargetArgs, request: &Request) -> Result<Result<Value, Cal
     let start = Instant::now();
     let cluster = meant(target)?;
     loop {
-        let outcome = match admin(target).await? {
-            Some(admin) => send(&admin, request, cluster.as_deref()).await,
-            None => Err(CallError::NoLeader("etcd names none".to_owned())),
+        let outcome = match admin(target).await {
+            Ok(Some(admin)) => send(&admin, request, cluster.as_deref()).await,
+            Ok(None) => Err(CallError::NoLeader("etcd names none".to_owned())),
+            Err(e) if is_passing(&e) && start.elapsed() <= ETCD_BOUND => {
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            Err(e) => return Err(e),
         };
         let again = match &outcome {
             Err(CallError::NoLeader(_)) => true,
@@ -168,6 +175,11 @@ async fn ask(target: &TargetArgs, request: &Request) -> Result<Result<Value, Cal
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Did etcd not answer, which it may do the next time?
+fn is_passing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(StoreError::Unavailable { .. }))
 }
 
 fn request(command: Command) -> Option<(TargetArgs, Request)> {
@@ -372,6 +384,16 @@ mod tests {
             "the request cannot be understood: unknown field `by`, expected `to` or `expect_term` at line 1 column 5";
         assert!(field_unknown(&json!({ "error": why }), "by") && !field_unknown(&json!({ "error": why }), "to"));
         assert_eq!(without_by(&json!({ "to": "n2", "by": "me" })), json!({ "to": "n2" }));
+    }
+
+    /// Of what is wrong with etcd, its silence alone is worth another question.
+    #[test]
+    fn an_etcd_that_does_not_answer_is_asked_again() {
+        let wrong = |e: StoreError| -> Result<()> { Err(e).context("cannot ask etcd for the leading manager") };
+        let (what, why) = ("read", String::new());
+        assert!(is_passing(&wrong(StoreError::Unavailable { what, why: why.clone() }).unwrap_err()));
+        assert!(!is_passing(&wrong(StoreError::Refused { what, why }).unwrap_err()));
+        assert!(!is_passing(&anyhow::anyhow!("give --config FILE or --admin URL")));
     }
 
     #[test]
