@@ -14,6 +14,7 @@ mod strangers;
 mod watch;
 
 pub use accept::{Entrance, Entrances, tune};
+use counting::LettingGo;
 pub use run::{Inbound, Seat, run};
 use scheduling::{Scheduling, Working};
 pub use shared::{Applied, Board, Parcel, Settings, Shared, ToWorker};
@@ -131,8 +132,8 @@ pub struct Worker {
     pub recall: RefCell<Recall>,
     /// What sessions have that do nothing in place of a table that is not the newest.
     pub(crate) no_table: Arc<FunctionTable>,
-    /// How many tables had been renewed when sessions were last told to let go of old ones, and when.
-    let_go: Cell<(u64, Instant)>,
+    /// Who is told to let go of old ones.
+    letting_go: Cell<LettingGo>,
     backoffs: RefCell<BTreeMap<NodeId, Backoff>>,
     /// What nodes said that take no more connections of anybody.
     full: RefCell<BTreeMap<NodeId, Vec<u8>>>,
@@ -240,7 +241,7 @@ impl Worker {
             misroutes: RefCell::default(),
             recall: RefCell::default(),
             no_table: Arc::new(FunctionTable::unloaded().with_doubtful(Callers::unknown())),
-            let_go: Cell::default(),
+            letting_go: Cell::default(),
             backoffs: RefCell::default(),
             full: RefCell::default(),
             shortest: Cell::new(shortest),

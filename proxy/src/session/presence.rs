@@ -218,6 +218,11 @@ impl Places {
         self.at.get(place).and_then(Option::as_ref)
     }
 
+    /// How many places there are, taken or not.
+    pub fn room(&self) -> usize {
+        self.at.len()
+    }
+
     /// Everybody, with their places.
     pub fn all(&self) -> impl Iterator<Item = (usize, &Rc<Presence>)> {
         self.at.iter().enumerate().filter_map(|(place, presence)| Some((place, presence.as_ref()?)))

@@ -9,6 +9,7 @@ use cluster::per_term::Fate;
 use cluster::topology::Gate;
 use cluster::{Instant, NodeId, Role, Term};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,31 @@ const TICK: Duration = Duration::from_millis(100);
 const QUIET_TICK: Duration = Duration::from_secs(1);
 /// How long sessions that do nothing are not woken again to let go of what is out of date.
 const LET_GO: Duration = Duration::from_secs(5);
+/// How many are woken for that at a tick: who has something to do is served behind all of them.
+const LET_GO_TOGETHER: usize = 256;
+
+/// A round through all places, in which sessions are told to let go of tables of functions that are not the newest.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LettingGo {
+    /// How many tables had been renewed when it began, and when that was.
+    renewed: u64,
+    began: Instant,
+    /// The place at which it goes on, while it is not over.
+    next: Option<usize>,
+}
+
+impl LettingGo {
+    /// Whose turn it is, of so many places, when `renewed` tables have been renewed.
+    fn turn(&mut self, renewed: u64, places: usize, now: Instant) -> Range<usize> {
+        if self.next.is_none() && renewed != self.renewed && now.since(self.began) >= LET_GO {
+            *self = Self { renewed, began: now, next: Some(0) };
+        }
+        let Some(from) = self.next else { return 0..0 };
+        let to = places.min(from + LET_GO_TOGETHER);
+        self.next = Some(to).filter(|&to| to < places);
+        from..to
+    }
+}
 
 impl Worker {
     /// The node of that index.
@@ -170,19 +196,18 @@ impl Worker {
 
     /// Have sessions that do nothing let go of tables of functions that are not the newest.
     fn let_go(&self, now: Instant) {
-        let (told, at) = self.let_go.get();
-        let renewed = self.shared.catalogs.renewed();
-        if renewed == told || now.since(at) < LET_GO {
-            return;
-        }
-        self.let_go.set((renewed, now));
-        self.each_session(|presence| {
+        let (mut round, places) = (self.letting_go.get(), self.places.borrow());
+        for presence in round.turn(self.shared.catalogs.renewed(), places.room(), now).filter_map(|at| places.at(at)) {
             presence.outdated.set(true);
             // The others look when they have nothing more to do.
             if presence.doing.get().activity == Activity::Idle {
                 presence.wake();
             }
-        });
+        }
+        self.letting_go.set(round);
+        if round.next.is_some() {
+            self.stir();
+        }
     }
 
     pub(super) fn tick(&self) {
@@ -233,4 +258,21 @@ impl Drop for Errand {
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_let_go_of_what_is_out_of_date_a_part_of_them_at_a_tick() {
+        let mut round = LettingGo::default();
+        let mut turn = |renewed, ms| round.turn(renewed, 600, Instant::from_millis(ms));
+        assert!(turn(0, 10_000).is_empty(), "nothing is out of date");
+        // What is renewed meanwhile is for the next round, as a session that was told already may have taken the one before.
+        assert_eq!([turn(1, 10_100), turn(2, 10_200), turn(2, 10_300)], [0..256, 256..512, 512..600]);
+        assert!([10_400, 15_000].into_iter().all(|ms| turn(2, ms).is_empty()), "it is too soon");
+        assert_eq!([turn(2, 15_100), turn(2, 15_200), turn(2, 30_000)], [0..256, 256..512, 512..600]);
+        assert!(turn(2, 60_000).is_empty());
+    }
 }
