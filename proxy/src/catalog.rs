@@ -42,6 +42,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// How long further changes are waited for when a client has changed definitions: a migration makes many.
 const SETTLE: Duration = Duration::from_millis(200);
+/// So many operators and casts are named in one line of the log.
+const MAX_TOLD: usize = 10;
 /// How many times as long as a reading took, clients' definitions lead to no other one: some define something all the time.
 const REST: u32 = 4;
 
@@ -280,6 +282,7 @@ async fn keep(shared: Arc<Shared>, database: String, known: Database) {
     let mut retry = RETRY_MIN;
     let mut complained = false;
     let (mut missing, mut unread, mut unsearched, mut undefined) = (Vec::new(), None, None, None);
+    let mut unseen = BTreeSet::new();
     let mut last = Last::default();
     // Clients' definitions, which may go on, have led to the reading.
     let mut led_to = false;
@@ -299,6 +302,10 @@ async fn keep(shared: Arc<Shared>, database: String, known: Database) {
                 if missing != unknown {
                     missing = unknown;
                     complain_of(&missing, &database);
+                }
+                if unseen != *table.unseen_behind() {
+                    unseen.clone_from(table.unseen_behind());
+                    tell_unseen(&unseen, &database);
                 }
                 let failed = bodies::complain_of(now, &mut unread, &database);
                 if failed && table.bodies().is_empty() {
@@ -409,6 +416,21 @@ fn complain_of(missing: &[String], database: &str) {
         let functions = missing.join(", ");
         tracing::warn!(database, functions, "allow_functions or deny_functions names what the database does not have");
     }
+}
+
+/// Tell what keeps all reads of a database on the primary, or that nothing does any more.
+fn tell_unseen(behind: &BTreeSet<String>, database: &str) {
+    if behind.is_empty() {
+        tracing::info!(database, "no operator or cast keeps all reads on the primary any more");
+        return;
+    }
+    let some = behind.iter().take(MAX_TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
+    tracing::warn!(
+        database,
+        count = behind.len(),
+        behind = some,
+        "all reads stay on the primary, any may call a volatile function: label it right, or name it in allow_functions"
+    );
 }
 
 /// Are the defaults of a database's sessions what they were?

@@ -101,6 +101,8 @@ pub struct FunctionTable {
     volatile_operators: Vec<Box<[u8]>>,
     /// A volatile function hides where no text shows it.
     unseen: bool,
+    /// Where.
+    unseen_behind: BTreeSet<String>,
     loaded: bool,
     /// It could not be read.
     failed: bool,
@@ -321,7 +323,10 @@ impl FunctionTable {
     pub fn with_operators<'a>(mut self, operators: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         for (operator, function) in operators {
             if self.volatility(function.as_bytes()) == Some(Volatility::Volatile) {
-                self.unseen |= UNWRITTEN_OPERATORS.contains(&operator);
+                if UNWRITTEN_OPERATORS.contains(&operator) {
+                    self.unseen = true;
+                    self.unseen_behind.insert(format!("operator {operator} by {function}"));
+                }
                 self.volatile_operators.push(operator.as_bytes().into());
             }
         }
@@ -334,7 +339,10 @@ impl FunctionTable {
     pub fn with_casts<'a>(mut self, casts: impl IntoIterator<Item = (&'a str, &'a str, bool)>) -> Self {
         for (target, function, implicit) in casts {
             if self.volatility(function.as_bytes()) == Some(Volatility::Volatile) {
-                self.unseen |= implicit;
+                if implicit {
+                    self.unseen = true;
+                    self.unseen_behind.insert(format!("cast to {target} by {function}"));
+                }
                 self = self.with_hiding([target]);
             }
         }
@@ -348,6 +356,11 @@ impl FunctionTable {
             self = self.with_local_relations([name]);
         }
         self
+    }
+
+    /// The operators and casts for which no text of its database is a read, each with its volatile function.
+    pub fn unseen_behind(&self) -> &BTreeSet<String> {
+        &self.unseen_behind
     }
 
     /// Is there anything that is looked for in the whole of every text, be it in a literal?
@@ -559,6 +572,7 @@ mod tests {
             assert_eq!(access(sql, &t), want, "{sql}");
         }
         let t = table().with_casts([("made", "f", false), ("other", "g", true)]);
+        assert!(t.unseen_behind().is_empty());
         for (sql, want) in [
             ("select 1::made", Access::Write),
             ("select cast(1 as public.\"made\")", Access::Write),
@@ -570,8 +584,12 @@ mod tests {
         // Nothing in the text tells of these.
         let similar = table().with_operators([("!~", "f")]);
         assert_eq!(access("select x not similar to 'y' from t", &similar), Access::Write);
-        for t in [table().with_operators([("=", "f")]), table().with_casts([("made", "f", true)])] {
+        for (t, behind) in [
+            (table().with_operators([("=", "f"), ("<", "g")]), "operator = by f"),
+            (table().with_casts([("made", "f", true), ("other", "f", false)]), "cast to made by f"),
+        ] {
             assert_eq!(access("select x in (1) from t", &t), Access::Write);
+            assert!(t.unseen_behind().iter().eq([behind]), "{:?}", t.unseen_behind());
         }
         assert_eq!(access("select 1", &FunctionTable::unloaded().outdated()), Access::Write);
         // A function that the configuration allows is allowed behind an operator too.
