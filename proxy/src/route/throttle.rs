@@ -1,7 +1,7 @@
 //! Back-pressure: how long a new transaction that may write waits because the standbys cannot keep up. PURE.
 //!
-//! The best standby counts, of those that may become primary, and where replay is measured of those that are read from, too:
-//! the one that is the least behind, relative to the limits. At a limit the delay is nothing,
+//! The best standby counts of those that may become primary: the one that is the least behind, relative to the limits. Where
+//! replay is measured, so does the best of those that are read from, if it is further behind. At a limit the delay is nothing,
 //! at twice the limit `max_delay`, and never more: writes are slowed, not stopped. The delay is that of the moment, so
 //! who waits already goes on as soon as the lag has shrunk.
 
@@ -73,11 +73,14 @@ pub fn slowed(rules: &Throttle, lag: &LagSnapshot, topology: &Topology) -> Optio
     if !rules.on() {
         return None;
     }
-    let matters = |m: &Member| m.candidate || rules.measure == Measure::Replay && !m.fenced;
-    let counts = |s: &&StandbyLag| topology.standbys.iter().any(|m| m.node == s.node && matters(m));
-    let standbys = lag.standbys.iter().filter(|_| lag.term == topology.term).filter(counts);
-    let best = standbys.filter_map(|s| worst_of(rules, lag, s)).min_by_key(|(ratio, _)| *ratio);
-    match (best, rules.unknown_lag) {
+    let best = |matters: fn(&Member) -> bool| {
+        let counts = |s: &&StandbyLag| topology.standbys.iter().any(|m| m.node == s.node && matters(m));
+        let standbys = lag.standbys.iter().filter(|_| lag.term == topology.term).filter(counts);
+        standbys.filter_map(|s| worst_of(rules, lag, s)).min_by_key(|(ratio, _)| *ratio)
+    };
+    let reader = if rules.measure == Measure::Replay { best(|m| !m.fenced) } else { None };
+    let counts = best(|m| m.candidate).into_iter().chain(reader).max_by_key(|(ratio, _)| *ratio);
+    match (counts, rules.unknown_lag) {
         (Some((ratio, cause)), _) => {
             let over = ratio.saturating_sub(1000).min(1000);
             let nanos = rules.max_delay.as_nanos() * over / 1000;
@@ -204,20 +207,27 @@ mod tests {
     }
 
     #[test]
-    fn a_candidate_counts_that_serves_no_reads_and_a_mere_reader_for_replay_alone() {
+    fn the_best_candidate_counts_and_for_replay_the_best_reader_too() {
         let flushed = |name: &str, ms| {
             let flush = Some(Behind { bytes: 0, time: Duration::from_millis(ms) });
             StandbyLag { detail: Detail { flush, ..Detail::default() }, ..standby(name, Ok(ms), 0) }
         };
         // n2 is kept for failovers, n3 for reports.
         let topology = both((true, true), (false, false));
-        for (n2, n3, by_flush, by_replay) in [(0, 5000, false, false), (5000, 0, true, false), (5000, 5000, true, true)]
-        {
-            let standbys = vec![flushed("n2", n2), flushed("n3", n3)];
+        let slows = |measure, standbys| {
             let lag = LagSnapshot { term: Term(7), primary: None, standbys, proven_at: None };
-            let slows = |measure| slowed(&Throttle { measure, ..rules(1000, 0) }, &lag, &topology).is_some();
-            assert_eq!((slows(Measure::Flush), slows(Measure::Replay)), (by_flush, by_replay), "{n2} ms and {n3} ms");
+            slowed(&Throttle { measure, ..rules(1000, 0) }, &lag, &topology).is_some()
+        };
+        for (n2, n3, by_flush, by_replay) in
+            [(0, 0, false, false), (0, 5000, false, true), (5000, 0, true, true), (5000, 5000, true, true)]
+        {
+            let standbys = || vec![flushed("n2", n2), flushed("n3", n3)];
+            let both = (slows(Measure::Flush, standbys()), slows(Measure::Replay, standbys()));
+            assert_eq!(both, (by_flush, by_replay), "{n2} ms and {n3} ms");
         }
+        // Where nothing is known of one kind the other counts alone.
+        assert!(!slows(Measure::Replay, vec![flushed("n2", 0), standby("n3", Err(LagUnknown::Unreachable), 0)]));
+        assert!(!slows(Measure::Replay, vec![standby("n2", Err(LagUnknown::Unreachable), 0), flushed("n3", 0)]));
     }
 
     #[test]
