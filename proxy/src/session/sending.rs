@@ -48,6 +48,9 @@ impl Session {
                 if server.cancels.astray() {
                     return self.hold_here(access);
                 }
+            } else if self.presence.doing.get().activity == Activity::InTransaction {
+                // A unit of which all was answered so far: it is not its client that it waits for.
+                self.mark(Activity::Waiting, now, false);
             }
             return Step::Wait;
         }

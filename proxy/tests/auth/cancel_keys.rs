@@ -1,8 +1,10 @@
 //! Cancel keys: their length by protocol version, and requests that reach another process than their session's.
 
-use super::common::raw::{run, sync};
+use super::common::raw::{flush, run, sync};
 use super::common::{self, Cluster, dial, free_port, wait_for};
 use cluster::lag::LagSnapshot;
+use proxy::pool::view::ClientView;
+use proxy::session::presence::Activity;
 use proxy::wire::backend::fields;
 use proxy::wire::codec::head;
 use proxy::wire::frontend::write_query;
@@ -382,20 +384,28 @@ fn a_cancel_request_that_was_given_up_hits_no_later_statement_of_its_own_client(
     cluster.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = slow.port);
     let node = &cluster.nodes[0];
     let mut holder = log_in(node.port, 0, &[]);
-    for lock in [7, 8, 9, 10] {
+    for lock in [7, 8, 9, 10, 11] {
         assert_eq!(ask(&mut holder, &format!("select pg_advisory_lock({lock})")), None);
     }
     let [mut first, mut second, mut third] = [(); 3].map(|()| log_in(cluster.port, 0, &[]));
+    let mut open = log_in(cluster.port, 0, &[("application_name", "open")]);
     assert_eq!((ask(&mut first, "begin"), ask(&mut third, "begin")), (None, None));
-    let say = |client: &mut Client, sql: &str| {
+    let say: fn(&mut Client, &str) = |client, sql| {
         let mut out = Vec::new();
         write_query(&mut out, sql);
         client.stream.write_all(&out).expect("the endpoint reads");
     };
-    for (client, sql) in [
-        (&mut first, "select pg_advisory_xact_lock(7) as first"),
-        (&mut second, "select pg_advisory_xact_lock(9) as second"),
-        (&mut third, "select pg_advisory_xact_lock(10) as third"),
+    let begin_to_say: fn(&mut Client, &str) = |client, sql| {
+        let mut out = Vec::new();
+        run(&mut out, sql);
+        flush(&mut out);
+        client.stream.write_all(&out).expect("the endpoint reads");
+    };
+    for (client, say, sql) in [
+        (&mut first, say, "select pg_advisory_xact_lock(7) as first"),
+        (&mut second, say, "select pg_advisory_xact_lock(9) as second"),
+        (&mut third, say, "select pg_advisory_xact_lock(10) as third"),
+        (&mut open, begin_to_say, "select pg_advisory_xact_lock(11) as open"),
     ] {
         say(client, sql);
         let of = format!("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query = '{sql}'");
@@ -404,13 +414,22 @@ fn a_cancel_request_that_was_given_up_hits_no_later_statement_of_its_own_client(
         request.write_all(&long_cancel_request(client.pid, &client.secret)).expect("the endpoint reads");
         slow.came.recv_timeout(common::DEADLINE).expect("the request is passed on");
     }
-    let unlock = "select pg_advisory_unlock(7), pg_advisory_unlock(9), pg_advisory_unlock(10)";
-    assert_eq!(ask(&mut holder, unlock), None);
+    assert_eq!(ask(&mut holder, "select pg_advisory_unlock(n) from unnest('{7, 9, 10, 11}'::int[]) n"), None);
     for client in [&mut first, &mut second, &mut third] {
         assert_eq!(errors(client), [""; 0]);
     }
+    while frame(&mut open.stream).0 != b'C' {}
     say(&mut first, "select pg_advisory_xact_lock(8) as later");
     say(&mut third, "select 3");
+    begin_to_say(&mut open, "select 4");
+    // It is not idle in a transaction, which may have a limit.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let handle = cluster.handle.as_ref().expect("the proxy runs");
+    wait_for("the open unit to wait", || {
+        let view = runtime.block_on(handle.view(common::DEADLINE)).expect("the workers answer");
+        let waits = |c: &ClientView| c.application_name == "open" && c.activity == Activity::Waiting;
+        view.clients.iter().any(waits).then_some(())
+    });
     // Who need not keep the server goes on without it, once the requests were given up.
     assert_eq!(ask(&mut second, "select 1"), None);
     // What is held is ended by a request of its own, which no server is asked for.
@@ -421,12 +440,16 @@ fn a_cancel_request_that_was_given_up_hits_no_later_statement_of_its_own_client(
         told.is_finished().then_some(())
     });
     assert_eq!(told.join().expect("it is answered"), ["57014"]);
-    for _ in 0..3 {
+    for _ in 0..4 {
         slow.go_on.send(()).expect("it waits for that");
         slow.acted_on.recv_timeout(common::DEADLINE).expect("the server acts on it");
     }
     assert_eq!(ask(&mut holder, "select pg_advisory_unlock(8)"), None);
     assert_eq!(errors(&mut first), [""; 0]);
+    let mut ends = Vec::new();
+    sync(&mut ends);
+    open.stream.write_all(&ends).expect("the endpoint reads");
+    assert_eq!(errors(&mut open), [""; 0]);
 }
 
 #[test]
