@@ -34,7 +34,7 @@ use crate::pool::policy::{Age, forced_user, too_old};
 use crate::pool::warm::Patrons;
 use crate::pool::{Identity, Order, PoolKey, Pools, Rivals, Scope};
 use crate::route::recheck::Rechecks;
-use crate::route::sample::{Lines, Sample};
+use crate::route::sample::{Refusals, Sample};
 use crate::route::{
     self, Causality, Consistency, Decision, Footing, Footings, Lag, Loads, Misroutes, Promise, Reason, Request, Slowed,
     Target,
@@ -121,7 +121,7 @@ pub struct Worker {
     /// Which decisions are logged.
     pub sample: Cell<Sample>,
     /// Which clients that are not let in are logged.
-    refusals: Cell<Lines>,
+    refusals: Cell<Refusals>,
     /// Which errors of standbys the primary is asked about, and what it has said.
     rechecks: RefCell<Rechecks>,
     /// How each standby stands.
@@ -273,10 +273,11 @@ impl Worker {
         Clock.now()
     }
 
-    /// Is one more client that is not let in to be logged? Then how many were left out since the one before.
-    pub fn logs_refusal(&self) -> Option<u64> {
+    /// Is one more client that is not let in to be logged, as a warning or as less? Then how many were left out since the one
+    /// before.
+    pub fn logs_refusal(&self, warns: bool) -> Option<u64> {
         let mut refusals = self.refusals.get();
-        let left_out = refusals.takes(self.now());
+        let left_out = refusals.takes(warns, self.now());
         self.refusals.set(refusals);
         left_out
     }

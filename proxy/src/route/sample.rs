@@ -30,6 +30,21 @@ impl Lines {
     }
 }
 
+/// Lines of clients that are not let in, of two kinds that take no room of each other: where only warnings are shown, what is
+/// not shown leaves none of them out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Refusals {
+    told: Lines,
+    warned: Lines,
+}
+
+impl Refusals {
+    /// Is one more to be logged, as a warning or as less? Then how many of its kind were left out since the one before.
+    pub fn takes(&mut self, warns: bool, now: Instant) -> Option<u64> {
+        if warns { self.warned.takes(now) } else { self.told.takes(now) }
+    }
+}
+
 /// Counts decisions.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sample {
@@ -72,5 +87,12 @@ mod tests {
         let mut told = |ms, times| (0..times).filter_map(|_| lines.takes(Instant::from_millis(ms))).collect::<Vec<_>>();
         assert_eq!(told(1000, 100), [0; 20]);
         assert_eq!(told(2000, 2), [80, 0]);
+    }
+
+    #[test]
+    fn a_storm_of_refusals_leaves_no_warning_out() {
+        let (mut refusals, now) = (Refusals::default(), Instant::from_millis(1000));
+        assert_eq!((0..100).filter_map(|_| refusals.takes(false, now)).count(), 20);
+        assert_eq!([true, true, false].map(|warns| refusals.takes(warns, now)), [Some(0), Some(0), None]);
     }
 }

@@ -118,7 +118,7 @@ pub async fn welcome(
             w.counts.login("tls_failed");
             w.counts.handshake("client", false);
             let (origin, source) = (greeter.origin, std::error::Error::source(&error).map(ToString::to_string));
-            if let Some(left_out) = w.logs_refusal() {
+            if let Some(left_out) = w.logs_refusal(false) {
                 tracing::info!(%origin, %error, source, left_out, "encrypted connection not accepted");
             }
             return None;
@@ -133,7 +133,7 @@ pub async fn welcome(
                 _ => "refused",
             };
             w.counts.login(result);
-            if let Some(left_out) = w.logs_refusal() {
+            if let Some(left_out) = w.logs_refusal(false) {
                 let (origin, sqlstate, reason) = (greeter.origin, report.sqlstate.as_str(), report.message.as_str());
                 tracing::info!(%origin, sqlstate, reason, left_out, "login refused");
             }
@@ -195,7 +195,7 @@ impl Prepared {
     fn enter(self, stream: Stream, rest: Vec<u8>) -> Option<Box<Session>> {
         let presence = Rc::new(Presence::new(self.w.now()));
         let Some(place) = self.w.places.borrow_mut().enter(presence.clone()) else {
-            if let Some(left_out) = self.w.logs_refusal() {
+            if let Some(left_out) = self.w.logs_refusal(true) {
                 tracing::warn!(worker = self.w.index, left_out, "no place for another session");
             }
             return None;
@@ -373,7 +373,7 @@ impl Greeter<'_> {
                     return Ok(());
                 }
                 Err(error) => {
-                    if let Some(left_out) = self.w.logs_refusal() {
+                    if let Some(left_out) = self.w.logs_refusal(true) {
                         tracing::warn!(%proxy, %error, left_out, "connection of a trusted proxy not accepted");
                     }
                     return Err(Farewell::Silent);

@@ -174,7 +174,7 @@ fn place(worker: &Rc<Worker>, arrival: Arrival, origin: Origin, read_only: bool)
             stream.detach().is_ok_and(|stream| send(worker, to, (stream, Vec::new()), origin, seat))
         }
     };
-    if !sent && let Some(left_out) = worker.logs_refusal() {
+    if !sent && let Some(left_out) = worker.logs_refusal(true) {
         tracing::warn!(worker = to, left_out, "worker takes no more clients, one was refused");
     }
 }
