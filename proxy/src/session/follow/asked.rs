@@ -19,6 +19,9 @@ const MISSED_DETAIL: &str = "The server that listened for this session was lost;
 /// The number of no session.
 const NOBODY: u64 = u64::MAX;
 
+/// A setting, by name.
+const BUFFERS: &[u8] = b"temp_buffers";
+
 /// Servers in a row that may fail to take a session's settings in time, before that is taken for a refusal.
 const MAX_UNAPPLIED: u8 = 8;
 
@@ -163,7 +166,7 @@ impl Session {
             // The statement that they were for has been given up.
             self.mark_rest(self.w.now());
         }
-        if (limits(frame) || self.buffers_taken(frame)) && self.tracking.unapplied < MAX_UNAPPLIED {
+        if (limits(frame) || buffers_taken(frame)) && self.tracking.unapplied < MAX_UNAPPLIED {
             // They were given under the limits of the session before, or to a server that has had temporary tables: that says
             // nothing of them, nor of another server.
             self.tracking.unapplied += 1;
@@ -184,11 +187,6 @@ impl Session {
         let why = String::from_utf8_lossy(backend::fields(frame).message).into_owned();
         self.fatal(&ClientError::SettingsRefused { node, why });
         Err(Turn::Close)
-    }
-
-    /// `temp_buffers` cannot be set any more on a server where any session has used a temporary table.
-    fn buffers_taken(&self, frame: &[u8]) -> bool {
-        backend::fields(frame).code == b"22023" && self.tracking.settings.get("temp_buffers").is_some()
     }
 
     /// Is another server to listen for the client, that has been told what became of its block?
@@ -307,4 +305,32 @@ impl Session {
 /// Is the error of a limit of the session's own, to which our queries are held as well? It says nothing of what they ask.
 fn limits(frame: &[u8]) -> bool {
     matches!(backend::fields(frame).code, b"57014" | b"55P03")
+}
+
+/// Is it `temp_buffers` that is refused? It cannot be set any more on a server where any session has used a temporary table. Its
+/// name stands in the message in every language.
+fn buffers_taken(frame: &[u8]) -> bool {
+    let said = backend::fields(frame);
+    said.code == b"22023" && said.message.windows(BUFFERS.len()).any(|part| part == BUFFERS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::codec;
+
+    #[test]
+    fn a_server_refuses_another_setting_than_temp_buffers_for_good() {
+        for (code, said, taken) in [
+            ("22023", "invalid value for parameter \"temp_buffers\": 2048", true),
+            ("22023", "ungültiger Wert für Parameter »temp_buffers«: 2048", true),
+            ("22023", "invalid value for parameter \"TimeZone\": \"Mars/Olympus\"", false),
+            ("42501", "permission denied to set parameter \"temp_buffers\"", false),
+        ] {
+            let mut frame = Vec::new();
+            let fields = format!("SERROR\0C{code}\0M{said}\0\0");
+            codec::message(&mut frame, b'E', |body| body.extend_from_slice(fields.as_bytes()));
+            assert_eq!(buffers_taken(&frame), taken, "{said}");
+        }
+    }
 }
