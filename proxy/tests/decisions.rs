@@ -120,16 +120,31 @@ fn a_catalog_is_read_again_and_an_unknown_database_stays_unloaded() {
         // What is allowed from now on is taken from the configuration at once.
         lists.send_replace(config(|raw| raw.allow_functions = vec!["public.later".to_owned()]));
         until(&mut table, |t| t.volatility(b"later") == Some(Volatility::Stable)).await;
-        // A cast that may write to a type that is not written as the catalog has it.
+        // A cast that may write, behind the name of its type and of all that has such parts.
+        primary.sql(
+            "CREATE TYPE token AS (a int); CREATE TYPE made AS (a int); CREATE DOMAIN own AS made;
+             CREATE TYPE pair AS (a token, b made); CREATE TYPE pairs AS (a pair[]); CREATE TYPE plain_one AS (a token);
+             CREATE FUNCTION makes(token) RETURNS made LANGUAGE sql VOLATILE AS 'SELECT NULL::made';
+             CREATE CAST (token AS made) WITH FUNCTION makes(token)",
+        );
+        until(&mut table, |t| {
+            let casts =
+                ["x::made", "x::made[]", "x::_made", "x::own", "x::_own", "x::pair", "x::pairs", "'{}'::_pairs"];
+            let access = |x| classify(format!("select {x} from t").as_bytes(), t, LexRules::STANDARD).access;
+            casts.into_iter().all(|x| access(x) == Access::Write) && access("x::plain_one, y::_token") == Access::Read
+        })
+        .await;
+        assert!(table.borrow().unseen_behind().is_empty());
+        // One to a type that is not written as the catalog has it.
         let cast = |t: &FunctionTable| classify(b"select x::integer from t", t, LexRules::STANDARD).access;
         assert_eq!(cast(&table.borrow()), Access::Read);
         primary.sql(
-            "CREATE TYPE token AS (a int);
-             CREATE FUNCTION worth(token) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
+            "CREATE FUNCTION worth(token) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
              CREATE CAST (token AS integer) WITH FUNCTION worth(token)",
         );
         until(&mut table, |t| classify(b"select x::integer from t", t, LexRules::STANDARD).access == Access::Write)
             .await;
+        assert!(table.borrow().unseen_behind().iter().eq(["cast to int4 by worth"]));
         // A server that goes away takes nothing back.
         topology.send_replace(dead);
         drop(primary);

@@ -1,5 +1,5 @@
-//! Reads what hides behind names: views, row security policies, domains, and what functions are given where their callers give
-//! less, as text to classify.
+//! Reads what hides behind names: views, row security policies, domains, arrays and row types with such, and what functions are
+//! given where their callers give less, as text to classify.
 //!
 //! PostgreSQL locks what a view stands on to tell its text. While somebody else has that locked, what was read before stands in,
 //! so that the rest of a catalog is not missing for it.
@@ -37,6 +37,14 @@ const DEFINITIONS: &str = "\
            'SELECT NULL::' || format_type(t.typbasetype, NULL) || coalesce(', ' || pg_get_expr(c.conbin, 0), '') \
     FROM pg_type t LEFT JOIN pg_constraint c ON c.contypid = t.oid WHERE t.typtype = 'd' AND t.oid >= 16384 \
     UNION ALL \
+    SELECT a.typname, concat_ws(' ', a.oid, t.oid, t.xmin), 'SELECT NULL::' || format_type(t.oid, NULL) \
+    FROM pg_type t JOIN pg_type a ON a.oid = t.typarray LEFT JOIN pg_class c ON c.oid = t.typrelid \
+    WHERE t.oid >= 16384 AND (t.typtype = 'd' OR c.relkind = 'c' OR t.oid IN (SELECT casttarget FROM pg_cast)) \
+    UNION ALL \
+    SELECT c.relname, concat_ws(' ', c.oid, a.attnum, a.xmin), 'SELECT NULL::' || format_type(a.atttypid, NULL) \
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
+    WHERE c.relkind = 'c' AND NOT a.attisdropped AND a.atttypid >= 16384 \
+    UNION ALL \
     SELECT proname, concat_ws(' ', oid, xmin), 'SELECT ' || pg_get_expr(proargdefaults, 0) \
     FROM pg_proc WHERE proargdefaults IS NOT NULL AND oid >= 16384";
 /// The same without the texts, which need locks.
@@ -48,6 +56,12 @@ const VERSIONS: &str = "\
     FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid WHERE p.polqual IS NOT NULL \
     UNION ALL SELECT t.typname, concat_ws(' ', t.oid, c.oid, c.xmin) \
     FROM pg_type t LEFT JOIN pg_constraint c ON c.contypid = t.oid WHERE t.typtype = 'd' AND t.oid >= 16384 \
+    UNION ALL SELECT a.typname, concat_ws(' ', a.oid, t.oid, t.xmin) \
+    FROM pg_type t JOIN pg_type a ON a.oid = t.typarray LEFT JOIN pg_class c ON c.oid = t.typrelid \
+    WHERE t.oid >= 16384 AND (t.typtype = 'd' OR c.relkind = 'c' OR t.oid IN (SELECT casttarget FROM pg_cast)) \
+    UNION ALL SELECT c.relname, concat_ws(' ', c.oid, a.attnum, a.xmin) \
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
+    WHERE c.relkind = 'c' AND NOT a.attisdropped AND a.atttypid >= 16384 \
     UNION ALL SELECT proname, concat_ws(' ', oid, xmin) FROM pg_proc WHERE proargdefaults IS NOT NULL AND oid >= 16384";
 
 /// Definitions that could not be read.
