@@ -41,9 +41,9 @@ const MAX_MESSAGE: usize = 4096;
 /// Longest message with a password in clear, which may be a token, bytes (PG_MAX_AUTH_TOKEN_LENGTH, and the type).
 const MAX_PASSWORD: usize = 65_535 + 1;
 
-/// How long a login waits for the functions of its database to be read, when it is the first there. Behind that the
-/// server is asked what its statements leave.
-const CATALOG_WAIT: Duration = Duration::from_secs(3);
+/// How long a login waits for the functions of its database to be read, when it is the first there: one with 100,000 functions
+/// takes a second, on a machine that is busy several. Behind that the server is asked what its statements leave.
+const CATALOG_WAIT: Duration = Duration::from_secs(10);
 
 /// Room for what a client sends in its login, bytes: a message comes in one piece nearly always.
 const ROOM: usize = 512;
