@@ -244,6 +244,15 @@ impl Cluster {
         wait_for("a statement to be served", || self.psql("select 1").ok());
     }
 
+    /// Put settings in force: at all workers when this returns.
+    pub fn reload(&self, raw: config::Raw) {
+        let handle = self.handle.as_ref().expect("the proxy runs");
+        let config = config::check(raw).expect("the test's settings are valid");
+        handle.control().reload(config).expect("what they name can be used");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(handle.view(DEADLINE)).expect("the workers answer");
+    }
+
     /// Publish a view; `revision` grows by itself.
     pub fn publish(&self, change: impl FnOnce(&mut Topology)) {
         self.topology.send_modify(|t| {

@@ -101,10 +101,13 @@ fn a_worker_is_busy_with_statements_not_with_clients_that_hold_servers() {
     clients.iter_mut().for_each(|client| drop(client.query("begin")));
     wait_for("a look at all of them", || (c.counter_of("pgtenure_proxy_servers", "in_use") >= 8.0).then_some(()));
     assert!(!waits(), "eight clients that do nothing keep nobody busy");
+    let mut holder = Raw::login(c.nodes[0].port, &[]);
+    holder.query("select pg_advisory_lock(7)");
     clients.iter_mut().for_each(|client| {
-        client.write(|out| write_query(out, "select pg_sleep(1.5)"));
+        client.write(|out| write_query(out, "select pg_advisory_xact_lock_shared(7)"));
     });
     wait_for("the worker to wait for others", || waits().then_some(()));
+    holder.query("select pg_advisory_unlock(7)");
     clients.iter_mut().for_each(|client| drop(client.until_ready()));
     wait_for("the worker to be calm", || (!waits()).then_some(()));
     // However a statement ends, it is counted no more.

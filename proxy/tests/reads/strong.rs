@@ -313,6 +313,8 @@ fn settings_of_ours_wait_for_no_proof() {
     c.warm();
     let mut kept = Raw::login(c.port, &[]);
     ok(&mut kept, "create temp table pins_the_session(n int)");
+    // A connection for the other one.
+    c.warm();
     c.publish(unproven);
     for client in [&mut kept, &mut Raw::login(c.port, &[])] {
         assert_eq!(client.query("set pgtenure.standby_wait = '1s'"), ["C SET", "Z I"]);

@@ -19,13 +19,14 @@ fn a_question_that_ends_at_the_sessions_own_limit_is_asked_again() {
     runtime.block_on(lock.batch_execute(locks)).expect("nobody else has it");
     ok(&mut a, "set role worker");
     // Every login waits for that too.
-    let waits = format!("select count(*) from pg_locks where not granted and pid = {pid}");
-    for (what, want) in [("the question to wait", true), ("its time to be over", false)] {
-        wait_for(what, || {
-            let waiting: i64 = runtime.block_on(lock.query_one(&waits, &[])).expect("an answer").get(0);
-            ((waiting > 0) == want).then_some(())
-        });
-    }
+    let over = format!(
+        "select count(*) from pg_stat_activity where pid = {pid} and state = 'idle' and query like '%pg_db_role_setting%'"
+    );
+    wait_for("the question's time to be over", || {
+        runtime.block_on(lock.batch_execute("select pg_stat_clear_snapshot()")).expect("an answer");
+        let over: i64 = runtime.block_on(lock.query_one(&over, &[])).expect("an answer").get(0);
+        (over == 1).then_some(())
+    });
     runtime.block_on(lock.batch_execute("commit")).expect("it is held");
     ok(&mut a, "select 1");
     let mut other = block(&c);
