@@ -2,6 +2,7 @@
 //!
 //! | method and path | answer |
 //! |---|---|
+//! | `GET /` | the operators' page, for who reads HTML; else a line |
 //! | `GET /livez` | 200: the process runs |
 //! | `GET /readyz` | 200 when every role is ready, else 503 with what is missing |
 //! | `GET /metrics` | Prometheus text of every role |
@@ -17,6 +18,7 @@
 //! by not reading, makes room for others ([`cluster::crowd`]), except who waits for an order's end and has shown the secret.
 
 mod metrics;
+mod page;
 mod pages;
 
 pub use pages::{LagHistory, Pages, Part, Reply, RouteFuture, Routes};
@@ -163,6 +165,9 @@ async fn answer(request: Request<Incoming>, pages: &Pages, visit: &Visit) -> Res
         Ok(Err(_)) => return response(&Reply::error(413, "the body is incomplete or longer than 64 KiB")),
         Err(_) => return response(&Reply::error(408, "the body did not arrive in time")),
     };
+    if let Some(file) = page::answer(&parts.method, parts.uri.path(), &parts.headers) {
+        return file;
+    }
     let query = parts.uri.query().unwrap_or_default();
     let replied = pages.reply(parts.method.as_str(), parts.uri.path(), query, &body);
     match tokio::time::timeout(REQUEST_BOUND, replied).await {

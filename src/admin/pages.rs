@@ -28,6 +28,8 @@ pub type RouteFuture<'a> = Pin<Box<dyn Future<Output = Option<(u16, Value)>> + S
 
 /// Routes that a role answers itself. `None`: not one of its routes.
 pub trait Routes: Send + Sync {
+    /// What `cluster=NAME` of a query may name; the first is meant where a query names none.
+    fn clusters(&self) -> Vec<&str>;
     /// Answer a request with an HTTP status and JSON.
     fn handle<'a>(&'a self, method: &'a str, path: &'a str, query: &'a str, body: &'a [u8]) -> RouteFuture<'a>;
 }
@@ -170,6 +172,7 @@ impl Pages {
         let process = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
+            "clusters": self.routes.as_ref().map(|routes| routes.clusters()).unwrap_or_default(),
             "roles": Map::from_iter(roles),
         });
         all.insert("process".to_owned(), process);
@@ -221,6 +224,9 @@ mod tests {
 
     struct Leader;
     impl Routes for Leader {
+        fn clusters(&self) -> Vec<&str> {
+            vec!["demo"]
+        }
         fn handle<'a>(&'a self, method: &'a str, path: &'a str, _: &'a str, _: &'a [u8]) -> RouteFuture<'a> {
             let known = matches!((method, path), ("GET", "/status") | ("POST", "/ops/switchover"));
             Box::pin(async move { known.then(|| (200, json!({ "term": 7 }))) })
@@ -261,6 +267,7 @@ mod tests {
     async fn the_status_is_the_managers_with_the_process_beside_it() {
         let status: Value = serde_json::from_str(&get(&pages(true), "/status").await.1).unwrap();
         assert_eq!(status["term"], 7);
+        assert_eq!(status["process"]["clusters"], json!(["demo"]));
         assert_eq!(status["process"]["roles"]["proxy"]["state"]["sessions"], 3);
         assert_eq!(get(&pages(true), "/nothing").await.0, 404);
         assert_eq!(pages(true).reply("POST", "/ops/switchover", "", b"{}").await.status, 200);

@@ -145,7 +145,7 @@ fn hints(cluster: &Cluster, primary: &str) -> String {
     let config = cluster.manager_config();
     let kill = cluster.postmaster_file(primary);
     format!(
-        "connection string  {}\nadmin pages        {}/status (manager)  {}/metrics (proxy and lagmon)\n\n\
+        "connection string  {}\nin a browser       {}/ (managers)  {}/ (proxy and lag)\n\n\
          type next, in another terminal:\n  psql {}\n  kill -9 $(head -1 {})\n  \
          {program} status --config {}\n\nCtrl-C stops everything.\n",
         cluster.uri(),

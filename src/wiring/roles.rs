@@ -226,6 +226,10 @@ fn proxy_id() -> String {
 struct Mounted(Vec<(String, ManagerRoutes)>);
 
 impl Routes for Mounted {
+    fn clusters(&self) -> Vec<&str> {
+        self.0.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
     fn handle<'a>(&'a self, method: &'a str, path: &'a str, query: &'a str, body: &'a [u8]) -> RouteFuture<'a> {
         let asked = query.split('&').find_map(|p| p.strip_prefix("cluster="));
         let found = self.0.iter().find(|(name, _)| asked.is_none_or(|asked| asked == name));
