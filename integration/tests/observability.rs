@@ -1,6 +1,7 @@
 //! Every process answers on its admin port, and Debian's Prometheus finds what the dashboards and alerts ask for.
 
 use integration::cluster::{Cluster, LONG, one_at_a_time};
+use integration::config_file::NODES;
 use integration::http;
 use integration::postgres::{bin_dir, describe};
 use integration::process::unprivileged;
@@ -56,6 +57,7 @@ fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
     cluster.active_after(before.term);
     cluster.all_stream();
     keep_a_slot(&cluster);
+    every_page_shows_what_there_is(&cluster);
     show_a_certificate(&mut cluster);
 
     let config = scrape_config(&cluster);
@@ -80,6 +82,61 @@ fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
     }
     drop((load.finish(), readers.finish()));
     a_failover_that_is_held_back_is_told_of(&cluster, &prometheus);
+}
+
+/// The page of each kind of process, run as in a browser on what that process answers. A field that was renamed is missing there.
+fn every_page_shows_what_there_is(cluster: &Cluster) {
+    let (layout, active) = (cluster.layout(), cluster.active());
+    let standby = cluster.standbys()[0];
+    let by_manager = |admin: &SocketAddr| page(*admin).join("\n").contains("leading manager: this process");
+    let (leader, other): (Vec<SocketAddr>, Vec<SocketAddr>) =
+        layout.managers.iter().copied().partition(|admin| by_manager(admin));
+    let [leader, other] = [leader, other].map(|of| *of.first().expect("one of two managers leads"));
+    let term = active.term;
+    shows(
+        leader,
+        &[
+            "Losing the primary now: ✔ safe",
+            &format!("term: {term}"),
+            &format!("primary: {}", active.primary),
+            "mode: strict",
+            "commits wait for 1 of the standbys among n1, n2, n3",
+            &format!("{} | primary | primary | {term} | ", active.primary),
+            &format!("{standby} | standby | streaming | {term} | "),
+            "by what agents reported",
+            &format!("term {term} by failover, "),
+            "final, from the WAL of ",
+            "since the first evidence",
+            &format!("{term} | 20"),
+            "manager | ready",
+        ],
+    );
+    shows(other, &["? not known here", &format!("leading manager: {leader} ("), "History of terms"]);
+    let all = format!("all | {term} | open | ");
+    let node = format!("{standby} | ");
+    shows(layout.proxy_admin, &["by the lag monitor", &node, "up to ", "slot kept on ", &all, "lagmon | ready"]);
+    let agent = layout.nodes.iter().zip(NODES).find(|(_, node)| *node == standby).expect("a node").0.admin;
+    shows(agent, &["Agent of this process", &format!("node: {standby}"), "PostgreSQL: standby", "agent | ready"]);
+}
+
+/// Wait until its page has all of these.
+fn shows(admin: SocketAddr, wanted: &[&str]) {
+    wait_for(&format!("the page of {admin}"), LONG, || {
+        let text = page(admin).join("\n");
+        let missing: Vec<&&str> = wanted.iter().filter(|part| !text.contains(**part)).collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?} not in\n{text}")) }
+    });
+}
+
+/// The lines of a process's page.
+fn page(admin: SocketAddr) -> Vec<String> {
+    let browser = configs().with_file_name("tests").join("page/browser.mjs");
+    let output = Command::new("node").arg(browser).arg(format!("http://{admin}/")).output();
+    let output = output.expect("node is installed (Debian package nodejs)");
+    assert!(output.status.success(), "{admin}: {}", describe(&output));
+    let seen: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it prints JSON");
+    assert_eq!(seen["lacking"], serde_json::json!([]), "answers of {admin} lack what its page shows: {seen:#}");
+    serde_json::from_value(seen["lines"].clone()).expect("lines")
 }
 
 /// Nobody can write, and every gate is open: the term is on record as it was.
