@@ -264,9 +264,10 @@ fn who_streams_sees_the_death_of_its_server() {
 
 #[test]
 fn a_server_that_does_not_say_whether_it_is_in_recovery_is_asked() {
+    let mut typed = None;
     let c = Cluster::start(1, |raw| {
         raw.auth.rules.push("host replication app all scram-sha-256".to_owned());
-        raw.hold_timeout = cluster::config::Span::secs(1);
+        typed = Some(raw.clone());
     });
     c.nodes[0].psql("alter role app replication");
     let lead_to = |node: usize| {
@@ -282,7 +283,11 @@ fn a_server_that_does_not_say_whether_it_is_in_recovery_is_asked() {
     };
     lead_to(0);
     assert_eq!(each(), [true; 3]);
-    // A standby behind the primary's name is not taken for it.
+    // A standby behind the primary's name is not taken for it. Who is refused waits until this is over.
+    let mut soon = typed.expect("they were set");
+    soon.hold_timeout = cluster::config::Span::secs(1);
+    soon.query_wait_timeout = cluster::config::Span::secs(1);
+    c.reload(soon);
     lead_to(1);
     assert_eq!(each()[..2], [false; 2]);
 }
