@@ -173,7 +173,7 @@ pub fn sometimes<const M: usize>(model: &Checked<M>) -> Vec<Named<M>> {
             all.push(("a primary is fenced by its lease", |_, s| s.nodes.iter().any(|n| n.names == FENCED)));
             all.push(("a failover without protection", |_, s| s.round.suspended && s.opened > 0b11));
         }
-        Change::Available => {
+        Change::Available | Change::Replaced => {
             all.push(("commits are not protected", |_, s| {
                 s.running(s.etcd.term).is_some_and(|p| s.nodes[p].names == 0)
             }));
@@ -182,6 +182,19 @@ pub fn sometimes<const M: usize>(model: &Checked<M>) -> Vec<Named<M>> {
             all.push(("a node succeeds because it is complete", |_, s| {
                 s.round.complete.is_known() && s.etcd.term > 1 && s.opened & 1 << s.etcd.term != 0
             }));
+            if model.scope.change == Change::Replaced {
+                all.push(("a failover with one more voter without protection", |_, s| {
+                    s.round.lowered && s.round.voters.count_ones() as usize == M && s.opened > 0b11
+                }));
+                all.push(("one votes in the place of another without protection", |_, s| {
+                    s.etcd.policy.suspended
+                        && s.etcd.policy.epoch >= 5
+                        && (s.etcd.policy.voters.count_ones() as usize) < M
+                }));
+                all.push(("protection is restored by other voters", |_, s| {
+                    s.etcd.policy.protects() && s.etcd.policy.voters.count_ones() as usize == M
+                }));
+            }
         }
         Change::Copies(_) => {
             all.push(("a failover while k changes", |_, s| s.round.next.is_some() && s.opened > 0b11));

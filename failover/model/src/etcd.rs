@@ -17,12 +17,15 @@ const EPOCHS: u8 = 3;
 const VOTERS_EPOCHS: u8 = 5;
 /// The same in available mode, where a suspension takes one more.
 const AVAILABLE_EPOCHS: u8 = 4;
+/// And where voters change twice under it.
+const REPLACED_EPOCHS: u8 = 5;
 
 pub(crate) fn possible<const M: usize>(scope: &Scope, s: &State<M>, step: Step) -> bool {
     let (policy, term) = (s.etcd.policy, s.etcd.term);
     let names = primary(s).map(|p| s.nodes[p].names);
     let most = match scope.change {
         Change::Available => AVAILABLE_EPOCHS,
+        Change::Replaced => REPLACED_EPOCHS,
         Change::Voters(_) => VOTERS_EPOCHS,
         Change::None | Change::Suspension | Change::Copies(_) => EPOCHS,
     };
@@ -38,7 +41,16 @@ pub(crate) fn possible<const M: usize>(scope: &Scope, s: &State<M>, step: Step) 
                 && names.is_some()
         }
         Step::OpenAlone => room && s.etcd.phase == Phase::Opening && s.round.protects() && s.running(term).is_some(),
-        Step::Arm => room && policy.suspended && names == Some(0) && may_rely_on(scope, s),
+        Step::Arm => {
+            let others = |p: usize| s.nodes[p].names != FENCED && (s.nodes[p].of != policy.voters || s.armed == 0);
+            let waits =
+                scope.change == Change::Replaced && policy.complete.is_known() && primary(s).is_some_and(others);
+            room && policy.suspended && (names == Some(0) || waits) && may_rely_on(scope, s)
+        }
+        Step::Replace(node) => {
+            let lets_through = policy.suspended && policy.lowered && policy.complete.is_known();
+            room && lets_through && may_replace(scope, s, usize::from(node))
+        }
         Step::Rearm | Step::ChangedCopies => room && on_quorum(scope, s, step),
         Step::ChangeCopies => room && policy.epoch == 1 && primary(s).is_some(),
         Step::ChangeVoters(node) => room && policy.next.is_none() && may_change_voters(s, usize::from(node)),
@@ -67,12 +79,29 @@ fn may_change_voters<const M: usize>(s: &State<M>, node: usize) -> bool {
     turn && primary(s).is_some_and(|p| p != node) && (ready || !joins)
 }
 
+/// `fsm/policy.rs` `policy_obstacles`, `owed_to_the_voters`.
+fn may_replace<const M: usize>(scope: &Scope, s: &State<M>, node: usize) -> bool {
+    let Some(p) = primary(s).filter(|p| *p != node) else { return false };
+    let (policy, term, numbering) = (s.etcd.policy, s.etcd.term, scope.numbering());
+    let voters = policy.voters ^ 1 << node;
+    if voters & 1 << node != 0 {
+        return s.nodes[node].follows(term) && !s.nodes[node].floor.is_known();
+    }
+    let line = s.nodes[p].wal.end(numbering).timeline();
+    let has = |i: usize| {
+        let end = s.nodes[i].wal.end(numbering);
+        s.nodes[i].follows(term) && end.timeline() == line && end.lsn() >= policy.complete.lsn()
+    };
+    let stay = (0..M).filter(|i| *i != p && voters & 1 << *i != 0);
+    voters.count_ones() > u32::from(policy.k) && (scope.lacks(Protection::Owed) || stay.into_iter().all(has))
+}
+
 /// The k that a change is to lead to.
 fn wanted<const M: usize>(scope: &Scope, s: &State<M>) -> u8 {
     match scope.change {
         Change::Copies(k) => k,
         Change::Voters(_) => s.etcd.policy.target().1,
-        Change::None | Change::Suspension | Change::Available => s.etcd.policy.k,
+        Change::None | Change::Suspension | Change::Available | Change::Replaced => s.etcd.policy.k,
     }
 }
 
@@ -101,7 +130,7 @@ pub(crate) fn perform_of<const M: usize>(scope: &Scope, s: &mut State<M>, step: 
         Step::Suspend => {
             (s.etcd.policy.suspended, s.relaxes) = (true, term);
             s.etcd.policy.epoch += 1;
-            s.etcd.policy.lowered = scope.change == Change::Available;
+            s.etcd.policy.lowered = matches!(scope.change, Change::Available | Change::Replaced);
             s.relaxed = Position::default();
         }
         Step::Relax => {
@@ -137,6 +166,12 @@ pub(crate) fn perform_of<const M: usize>(scope: &Scope, s: &mut State<M>, step: 
             s.armed = 0;
         }
         Step::ChangeVoters(node) => change_voters(scope, s, node),
+        Step::Replace(node) => {
+            s.etcd.policy.voters ^= 1 << node;
+            s.etcd.policy.epoch += 1;
+            // What was proved was proved of others.
+            s.armed = 0;
+        }
         // Its own clock has not ended the lease: the others have signed.
         Step::KeyEnds => s.etcd.leased = false,
         Step::SignaturesEnd { fenced } => {

@@ -22,6 +22,7 @@
 //! | `Suspend`, `Relax`, `Note` | `fsm/suspend.rs`, `agent/relax.rs` |
 //! | `OpenAlone` | `fsm/opening.rs` `suspension` |
 //! | `Arm`, `Rearm` | `agent/arm.rs`, `fsm/rearm.rs` |
+//! | `Replace` | `fsm/policy.rs` `is_replaced_at_once`, `owed_to_the_voters` |
 //! | `ChangeCopies`, `ChangeVoters`, `SetCopies`, `ChangedCopies` | `fsm/policy.rs`, `agent/arm.rs`, `fsm/rearm.rs` |
 //! | `LeaseEnds` | `agent/lease.rs` `enforce`; that it stops before etcd's lease ends is assumed |
 //! | `Sign`, `KeyEnds`, `SignaturesEnd` | `agent/countersign.rs`; that what is signed outlasts the primary's stop is assumed |
@@ -45,6 +46,7 @@
 //! | suspension and its end, available mode, a term opened alone | yes | yes |
 //! | k changed | yes, one change | yes |
 //! | voters changed with k | yes: m = 3, 4, 3 with k = 1, 2, 1 | yes, in any order |
+//! | voters changed while unprotected | one more or one less at a time, k as it was | yes, with k and beyond the limits |
 //! | async mode by the lease; signatures and vouching without etcd | yes, without time | yes, with drifting clocks |
 //! | etcd restored from a backup | once, to an open term | yes, to any, also an unfinished one |
 //! | a standby connected twice, slots where k is 2 or more | yes, one connection left by each at a time | yes, with policies read late |
@@ -97,7 +99,7 @@ impl<const M: usize> Model for Checked<M> {
 
     fn init_states(&self) -> Vec<State<M>> {
         let mut first = State::first(self.scope.k);
-        if let Change::Voters(_) = self.scope.change {
+        if let Change::Voters(_) | Change::Replaced = self.scope.change {
             let all_but_one = ((1u16 << (M - 1)) - 1) as u8;
             (first.etcd.policy.voters, first.round.voters) = (all_but_one, all_but_one);
             first.nodes.iter_mut().for_each(|n| n.of = all_but_one);

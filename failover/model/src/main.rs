@@ -24,6 +24,7 @@ fn main() {
         ("one failover, fewer copies", Scope { k: 2, terms: 2, change: Change::Copies(1), ..three }),
         ("one failover, protection suspended, lost answers", Scope { terms: 2, change: Change::Suspension, ..three }),
         ("one failover, more copies, lost answers", Scope { terms: 2, crashes: 1, change: Change::Copies(2), ..three }),
+        ("one failover, voters replaced while unprotected", Scope { terms: 2, change: Change::Replaced, ..three }),
         ("two failovers, a round changes hands", Scope { crashes: 1, lost: 1, leads: 1, ..three }),
         ("two failovers, recruits catch up", Scope { crashes: 1, lost: 0, catch_up: true, ..three }),
         ("two failovers, left connections", Scope { crashes: 1, lost: 0, reconnects: 1, ..three }),

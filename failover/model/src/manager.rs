@@ -68,7 +68,11 @@ fn sufficient<const M: usize>(scope: &Scope, s: &State<M>, recruits: &[Position;
         // `sufficient_for_any`; without a quorum all of them.
         let there = |voters: u8| (0..M).filter(|i| voters & 1 << *i != 0 && known(i)).count();
         let most = |(voters, k): (u8, u8)| there(voters) + usize::from(k) >= voters.count_ones() as usize;
-        return if s.round.protects() { s.round.quorums().all(most) } else { there(s.round.voters) == M };
+        return if s.round.protects() {
+            s.round.quorums().all(most)
+        } else {
+            there(s.round.voters) == s.round.voters.count_ones() as usize
+        };
     }
     // One in quarantine makes up no number there: see `enough_beside`.
     if prev.is_some_and(|p| recruits[p] > QUARANTINED) {
@@ -82,9 +86,8 @@ fn sufficient<const M: usize>(scope: &Scope, s: &State<M>, recruits: &[Position;
         standbys().filter(known).count() >= standbys().count() + 1 - usize::from(k) - less
     };
     let complete = s.round.complete.is_known() && recruits.iter().any(|end| *end >= s.round.complete);
-    let kept = M - usize::from(s.round.k);
     match s.round {
-        crate::state::Policy { suspended: true, lowered: true, .. } => others >= kept || complete,
+        crate::state::Policy { suspended: true, lowered: true, voters, k, .. } => quorum((voters, k)) || complete,
         crate::state::Policy { suspended: true, .. } => false,
         crate::state::Policy { k: 0, .. } => others > 0,
         round => round.quorums().all(quorum),

@@ -46,6 +46,8 @@ pub enum Change {
     Suspension,
     /// As suspension, in available mode: within a term knowingly, and with its opening where nobody follows.
     Available,
+    /// As available mode, and while commits are let through one more votes or one less. All but the last node vote at first.
+    Replaced,
     /// Changes k to this.
     Copies(u8),
     /// All but the last node vote at first. One more does and k becomes this; then one less, with k as before.
@@ -75,6 +77,8 @@ pub enum Protection {
     TimelineIsTerm,
     /// While k changes a failover satisfies the old rule and the new one.
     JointRule,
+    /// Who loses its vote while commits are let through leaves behind others that have all that was promised.
+    Owed,
     /// A freeze ends the WAL receiver.
     ReceiverKill,
     /// A primary that was restarted goes through a new term.

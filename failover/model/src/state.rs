@@ -374,7 +374,8 @@ impl<const M: usize> State<M> {
             (0..TERMS).map(bit).fold(0, |all, one| all | one)
         };
         let limbo = |i: usize| match self.limbo {
-            Limbo::Choose { node, .. } | Limbo::Change { what: Decided::ChangeVoters(node), .. } => {
+            Limbo::Choose { node, .. }
+            | Limbo::Change { what: Decided::ChangeVoters(node) | Decided::Replace(node), .. } => {
                 usize::from(node) == i
             }
             Limbo::Empty | Limbo::Begin { .. } | Limbo::Open { .. } | Limbo::Change { .. } => false,
@@ -406,7 +407,9 @@ impl<const M: usize> State<M> {
         same.recruits = order.map(|i| self.recruits[i]);
         same.left = order.map(|i| self.left[i]);
         same.chosen = self.chosen.map(renamed);
-        if let Limbo::Choose { node, .. } | Limbo::Change { what: Decided::ChangeVoters(node), .. } = &mut same.limbo {
+        if let Limbo::Choose { node, .. }
+        | Limbo::Change { what: Decided::ChangeVoters(node) | Decided::Replace(node), .. } = &mut same.limbo
+        {
             *node = renamed(*node);
         }
         same

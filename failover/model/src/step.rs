@@ -79,6 +79,8 @@ pub enum Step {
     ChangeCopies,
     /// A change of voters, and of k with it, is recorded: of this node.
     ChangeVoters(u8),
+    /// One votes that did not, or does no more, at once, as commits are let through.
+    Replace(u8),
     /// A commit's wait is cancelled.
     Cancel(u8),
     /// An agent signs for the primary of the newest open term, which etcd does not answer.
@@ -110,6 +112,7 @@ pub enum Decided {
     ChangeCopies,
     ChangeVoters(u8),
     ChangedCopies,
+    Replace(u8),
 }
 
 impl Decided {
@@ -122,6 +125,7 @@ impl Decided {
             Step::ChangeCopies => Self::ChangeCopies,
             Step::ChangeVoters(node) => Self::ChangeVoters(node),
             Step::ChangedCopies => Self::ChangedCopies,
+            Step::Replace(node) => Self::Replace(node),
             _ => return None, // another transaction, or none
         })
     }
@@ -135,6 +139,7 @@ impl Decided {
             Self::ChangeCopies => Step::ChangeCopies,
             Self::ChangeVoters(node) => Step::ChangeVoters(node),
             Self::ChangedCopies => Step::ChangedCopies,
+            Self::Replace(node) => Step::Replace(node),
         }
     }
 }
@@ -202,8 +207,10 @@ fn policy<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
         Change::None if scope.k > 0 => return,
         Change::None => {}
         Change::Suspension => out.extend([Step::Suspend, Step::Relax, Step::Arm, Step::Rearm]),
-        Change::Available => {
+        Change::Available | Change::Replaced => {
             out.extend([Step::Suspend, Step::Relax, Step::Note, Step::OpenAlone, Step::Arm, Step::Rearm]);
+            let replaces = scope.change == Change::Replaced;
+            out.extend((0..M as u8).filter(|_| replaces).map(Step::Replace));
         }
         Change::Copies(_) => out.extend([Step::ChangeCopies, Step::SetCopies, Step::ChangedCopies]),
         Change::Voters(_) => {
@@ -235,7 +242,7 @@ fn policy<const M: usize>(scope: &Scope, s: &State<M>, out: &mut Vec<Step>) {
             }
         }
     }
-    if matches!(scope.change, Change::Suspension | Change::Available) || scope.k == 0 {
+    if matches!(scope.change, Change::Suspension | Change::Available | Change::Replaced) || scope.k == 0 {
         out.extend((1..s.etcd.term).filter(|t| s.views & 1 << t != 0).map(Step::ProxiesLeave));
     }
 }
@@ -378,6 +385,7 @@ pub(crate) fn perform<const M: usize>(scope: &Scope, s: &mut State<M>, step: Ste
         | Step::SignaturesEnd { .. }
         | Step::ChangeCopies
         | Step::ChangeVoters(_)
+        | Step::Replace(_)
         | Step::SetCopies
         | Step::ChangedCopies => etcd::perform(scope, s, step),
     }

@@ -116,3 +116,9 @@ fn three_nodes_in_available_mode_fail_over_by_the_quorum_or_to_a_complete_node()
     let scope = Scope { change: Change::Available, terms: 2, writes: 1, crashes: 1, lost: 0, ..Scope::three() };
     explore::<3>("available, three nodes", scope);
 }
+
+#[test]
+fn voters_replaced_while_unprotected_lose_nothing_that_was_promised_before_or_after() {
+    let scope = Scope { change: Change::Replaced, terms: 2, writes: 1, crashes: 0, lost: 0, ..Scope::three() };
+    explore::<3>("replaced voters", scope);
+}

@@ -167,6 +167,13 @@ fn a_change_of_voters_in_one_step_loses_a_write() {
 }
 
 #[test]
+fn a_vote_taken_while_unprotected_before_others_have_what_was_promised_loses_a_write() {
+    // That these bounds are safe is what the test in `holds` explores.
+    let steps = breaks(Protection::Owed, LOST, Scope { change: Change::Replaced, ..SMALL });
+    assert!(steps.len() < 40, "shortest, so short");
+}
+
+#[test]
 fn one_recruit_less_loses_a_write() {
     needed(Protection::Quorum, LOST, SMALL);
 }
