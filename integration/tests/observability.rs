@@ -88,13 +88,16 @@ fn prometheus_finds_data_for_every_panel_and_both_operands_of_every_alert() {
 fn every_page_shows_what_there_is(cluster: &Cluster) {
     let (layout, active) = (cluster.layout(), cluster.active());
     let standby = cluster.standbys()[0];
-    let by_manager = |admin: &SocketAddr| page(*admin).join("\n").contains("leading manager: this process");
-    let (leader, other): (Vec<SocketAddr>, Vec<SocketAddr>) =
-        layout.managers.iter().copied().partition(|admin| by_manager(admin));
-    let [leader, other] = [leader, other].map(|of| *of.first().expect("one of two managers leads"));
+    // Whoever leads by then.
+    let manager = |leads: bool| {
+        let status = cluster.status()?;
+        let is_leader = |admin: &SocketAddr| status["leader"]["admin"] == admin.to_string();
+        let found = layout.managers.iter().copied().find(|admin| is_leader(admin) == leads);
+        found.ok_or_else(|| status["leader"].to_string())
+    };
     let term = active.term;
     shows(
-        leader,
+        || manager(true),
         &[
             "Losing the primary now: ✔ safe",
             &format!("term: {term}"),
@@ -111,18 +114,21 @@ fn every_page_shows_what_there_is(cluster: &Cluster) {
             "manager | ready",
         ],
     );
-    shows(other, &["? not known here", &format!("leading manager: {leader} ("), "History of terms"]);
+    shows(|| manager(false), &["? not known here", "leading manager: 127.0.0.1:", "History of terms"]);
     let all = format!("all | {term} | open | ");
     let node = format!("{standby} | ");
-    shows(layout.proxy_admin, &["by the lag monitor", &node, "up to ", "slot kept on ", &all, "lagmon | ready"]);
+    shows(|| Ok(layout.proxy_admin), &["by the lag monitor", &node, "up to ", "slot kept on ", &all, "lagmon | ready"]);
     let agent = layout.nodes.iter().zip(NODES).find(|(_, node)| *node == standby).expect("a node").0.admin;
-    shows(agent, &["Agent of this process", &format!("node: {standby}"), "PostgreSQL: standby", "agent | ready"]);
+    shows(
+        || Ok(agent),
+        &["Agent of this process", &format!("node: {standby}"), "PostgreSQL: standby", "agent | ready"],
+    );
 }
 
-/// Wait until its page has all of these.
-fn shows(admin: SocketAddr, wanted: &[&str]) {
-    wait_for(&format!("the page of {admin}"), LONG, || {
-        let text = page(admin).join("\n");
+/// Wait until that one's page has all of these.
+fn shows(admin: impl Fn() -> Result<SocketAddr, String>, wanted: &[&str]) {
+    wait_for(&format!("a page with {wanted:?}"), LONG, || {
+        let text = page(admin()?).join("\n");
         let missing: Vec<&&str> = wanted.iter().filter(|part| !text.contains(**part)).collect();
         if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?} not in\n{text}")) }
     });

@@ -72,6 +72,11 @@ class World {
     assert.ok(!text.includes(fragment), `${fragment} is there:\n${text}`);
   }
 
+  /** The elements of a kind, in order. */
+  all(tag, from = this.document.getElementById('page')) {
+    return from.childNodes.flatMap((node) => [...(node.localName === tag ? [node] : []), ...this.all(tag, node)]);
+  }
+
   get(expression) { return vm.runInContext(expression, this.context); }
 }
 
@@ -122,10 +127,13 @@ async function old_news_is_never_told_as_safe() {
   const page = new World(healthy);
   await page.pass(1000);
   page.shows('✔ safe');
+  const tables = page.all('table');
   page.answer = () => new Error('connection refused');
   await page.pass(7000);
   page.lacks('✔ safe');
   page.shows('? not known', 'ago: safe', 'No answer from this process since 2023-11-14T22:13:2', 'connection refused', 'As it was 7');
+  // Where somebody has scrolled to, and what is selected, stays.
+  assert.ok(tables.length > 2 && page.all('table').every((table, i) => table === tables[i]));
   assert.equal(page.document.title, 'no answer – pgtenure');
   page.answer = healthy;
   await page.pass(1000);

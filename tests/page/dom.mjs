@@ -92,5 +92,5 @@ export function lines(node) {
   if (node.nodeType === 3 || whole) {
     return [joined === undefined ? node.textContent : node.childNodes.map((cell) => cell.textContent).join(joined)];
   }
-  return node.childNodes.flatMap(lines);
+  return node.childNodes.flatMap(lines).filter((line) => line !== '');
 }

@@ -9,7 +9,8 @@ const SVG = new Set(['svg', 'polyline', 'rect']);
 
 /** Make an element's children these, changing only what differs: a selection, a focus and a scrolled table stay. */
 function patch(parent, kids) {
-  const all = kids.flat(Infinity).filter((kid) => kid !== null && kid !== undefined && kid !== false);
+  // What is not there keeps its place, so that what follows is not made anew when it comes.
+  const all = kids.flat(Infinity).map((kid) => (kid === null || kid === undefined || kid === false ? '' : kid));
   all.forEach((kid, i) => {
     const have = parent.childNodes[i];
     const place = (node) => (have === undefined ? parent.appendChild(node) : parent.replaceChild(node, have));
