@@ -427,5 +427,45 @@ mod tests {
                 }
             }
         }
+
+        /// Whoever leaves, everybody who stays has all that was promised first; who comes has nothing.
+        #[test]
+        fn recruits_that_suffice_after_voters_changed_while_unprotected_have_what_was_promised(
+            (k, more) in (1u32..4, 1usize..3), copies: u8, changes in proptest::collection::vec(any::<u8>(), 0..4), recruits: u8
+        ) {
+            let all: Vec<NodeId> = (1..=8).map(|i| format!("n{i}").parse().unwrap()).collect();
+            let of = |bits: u8| -> BTreeSet<NodeId> {
+                all.iter().enumerate().filter(|(i, _)| *i > 0 && bits & (1 << i) != 0).map(|(_, n)| n.clone()).collect()
+            };
+            let lowered = Some(Lowered { k, complete_from: Some(Lsn(1)), timed: true, ended: None });
+            let suspended = Suspension { term: Term(7), since: Lsn(1), since_wall: 0, why: String::new(), lowered };
+            let mut policy = PolicyRecord {
+                epoch: 2,
+                voters: all[..k as usize + more].to_vec(),
+                k,
+                mode: Mode::Available,
+                suspended: Some(suspended),
+                limits: Limits::default(),
+                joint: None,
+                rearmed: None,
+            };
+            let mut have: BTreeSet<NodeId> = of(copies).into_iter().filter(|n| policy.voters.contains(n)).collect();
+            prop_assume!(have.len() >= k as usize);
+            for change in changes {
+                let standbys = of(change);
+                let voters: Vec<NodeId> = all[..1].iter().chain(&standbys).cloned().collect();
+                prop_assume!(!standbys.is_empty());
+                if policy.voters.iter().any(|v| !voters.contains(v)) {
+                    have.extend(standbys);
+                }
+                policy = quorum_changing(policy, &Quorum { voters, k: 1 }).expect("at once");
+                prop_assert!(policy.joint.is_none());
+            }
+            let old = Tenure { term: Term(7), node: all[0].clone(), timeline: TimelineId(7) };
+            let recruits = of(recruits);
+            if sufficient(&policy, Some(&old), &recruits) {
+                prop_assert!(recruits.intersection(&have).next().is_some(), "of {have:?} nobody is among {recruits:?}");
+            }
+        }
     }
 }
