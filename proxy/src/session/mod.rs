@@ -21,6 +21,7 @@ mod draws;
 mod durability;
 mod durable;
 pub(crate) mod encrypt;
+mod entering;
 mod follow;
 pub mod greeting;
 mod hinted;
