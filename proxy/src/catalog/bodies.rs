@@ -4,7 +4,7 @@
 //! What cannot be read of them is told, and nothing else is missing for it: a database whose bodies are in no encoding of
 //! the server's must not be one without a catalog.
 
-use super::rows;
+use super::read::rows;
 use crate::sql::{BodyRow, FunctionTable, MAX_CALLS, RelationRow};
 use std::collections::BTreeSet;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};

@@ -2,7 +2,7 @@
 //! answer is their session's or their server's own.
 
 use super::bodies::{HAS_PARSED, PARSED, is_plain};
-use super::rows;
+use super::read::rows;
 use crate::config::functions::Lists;
 use crate::sql::{Callers, Hidden, MAX_CALLS};
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,7 +4,7 @@
 //! PostgreSQL locks what a view stands on to tell its text. While somebody else has that locked, what was read before stands in,
 //! so that the rest of a catalog is not missing for it.
 
-use super::rows;
+use super::read::rows;
 use std::collections::BTreeMap;
 use tokio_postgres::{Client, Error};
 

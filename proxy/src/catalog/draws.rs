@@ -5,7 +5,7 @@
 //! asks does so again and again.
 
 use super::bodies::{HAS_PARSED, PARSED};
-use super::rows;
+use super::read::rows;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// So many changes of writers pass before it is taken that nobody asks.
