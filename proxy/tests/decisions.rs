@@ -135,6 +135,17 @@ fn a_catalog_is_read_again_and_an_unknown_database_stays_unloaded() {
         })
         .await;
         assert!(table.borrow().unseen_behind().is_empty());
+        // What is read at the primary only keeps its name from standbys, but no other session's temporary table does.
+        let dsn = format!("host={} port={} user=postgres", primary.socket_dir().display(), primary.port);
+        let (other, connection) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls).await.expect("a login");
+        tokio::spawn(connection);
+        let both = "CREATE TEMPORARY TABLE draft (id serial); CREATE UNLOGGED TABLE unsafe_one (id serial)";
+        other.batch_execute(both).await.expect("both are made");
+        fn reads(name: &str, t: &FunctionTable) -> bool {
+            classify(format!("select {name} from t").as_bytes(), t, LexRules::STANDARD).access == Access::Read
+        }
+        until(&mut table, |t| !reads("unsafe_one", t) && !reads("unsafe_one_id_seq", t)).await;
+        assert!(reads("draft", &table.borrow()) && reads("draft_id_seq", &table.borrow()));
         // One to a type that is not written as the catalog has it.
         let cast = |t: &FunctionTable| classify(b"select x::integer from t", t, LexRules::STANDARD).access;
         assert_eq!(cast(&table.borrow()), Access::Read);

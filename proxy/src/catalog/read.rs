@@ -151,13 +151,13 @@ const CASTS: &str = "\
     FROM pg_cast c JOIN pg_proc p ON p.oid = c.castfunc JOIN pg_type t ON t.oid = c.casttarget WHERE c.oid >= 16384";
 
 /// Relations that a standby cannot read, or reads differently, and those that are read with one that is a partition of them or
-/// another heir; not with a temporary one, which nobody else reads.
+/// another heir; no temporary one, which nobody reads but its session, and that at the primary.
 const LOCAL_RELATIONS: &str = "\
     WITH RECURSIVE local AS ( \
-        SELECT oid, relname, relpersistence FROM pg_class \
-        WHERE relkind IN ('r', 'p', 'm') AND relpersistence <> 'p' OR relkind IN ('S', 'f') \
-        UNION SELECT p.oid, p.relname, l.relpersistence FROM local l JOIN pg_inherits i ON i.inhrelid = l.oid \
-        JOIN pg_class p ON p.oid = i.inhparent WHERE l.relpersistence <> 't') \
+        SELECT oid, relname FROM pg_class \
+        WHERE relkind IN ('r', 'p', 'm') AND relpersistence = 'u' OR relkind IN ('S', 'f') AND relpersistence <> 't' \
+        UNION SELECT p.oid, p.relname FROM local l JOIN pg_inherits i ON i.inhrelid = l.oid \
+        JOIN pg_class p ON p.oid = i.inhparent) \
     SELECT relname FROM local";
 
 /// What ALTER ROLE … SET and ALTER DATABASE … SET say of sessions of this database.
