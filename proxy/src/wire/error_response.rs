@@ -413,7 +413,7 @@ fn read_lost(node: &NodeId, before: Option<&NodeId>) -> Report {
             .detail(format!("The connection to server {before} was lost while it ran there, and then that to {node}."))
             .hint("Find out whether they were lost because of it before you run it again."),
         None => report
-            .detail(format!("Server {node} was lost after part of the result had been sent."))
+            .detail(format!("Server {node} was lost before all of the answer had come."))
             .hint("Run the query again."),
     }
 }

@@ -62,7 +62,7 @@ fn all() -> Vec<(ClientError, &'static str)> {
         ),
         (
             E::ReadLost { node: node.clone(), before: None },
-            "ERROR 40001 query interrupted because its server was lost | Server n1 was lost after part of the result had been sent. | Run the query again.",
+            "ERROR 40001 query interrupted because its server was lost | Server n1 was lost before all of the answer had come. | Run the query again.",
         ),
         (
             E::ReadLost { node: node.clone(), before: Some("n2".parse().unwrap()) },
