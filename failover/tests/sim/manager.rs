@@ -381,10 +381,14 @@ impl World {
 
     fn send_change(&mut self, m: usize, life: u32, change: Box<Change>) {
         self.note_suspending(m, life, &change);
-        let heard = change.kind == ChangeKind::Journal || !self.lost();
+        let heard = !self.lost();
         if !heard {
             let outcome = ChangeOutcome::Unknown("no answer".into());
             self.after(1000, Event::Outcome { manager: m, life, id: change.id, outcome });
+            // It may not even have arrived. Of the others, which are guarded by what they change, the answer is lost.
+            if change.kind == ChangeKind::Journal {
+                return;
+            }
         }
         let wait = self.delay();
         self.after(wait, Event::Transact { manager: m, life, change, heard });
