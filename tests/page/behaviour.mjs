@@ -182,6 +182,7 @@ async function who_does_not_lead_knows_nothing_of_safety_and_names_who_leads() {
   const page = new World((at) => (at.startsWith('status') ? [200, status({ leading: false })] : none));
   await page.pass(1500);
   page.shows('? not known here', 'leading manager: db1:7400 (a)');
+  assert.equal(page.all('a')[0].getAttribute('href'), 'http://db1:7400/?cluster=demo');
   assert.ok(!page.asked.includes('lag'));
 }
 

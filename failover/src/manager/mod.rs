@@ -381,7 +381,9 @@ impl Manager {
 
     fn publish(&mut self, news: bool) {
         let now = Clock.now();
-        if !news && now.since(self.shown_at) < SHOW {
+        // Who stops this manager looks no later.
+        let turned = self.show.borrow().leading != self.planner.leads();
+        if !news && !turned && now.since(self.shown_at) < SHOW {
             return;
         }
         self.shown_at = now;

@@ -304,7 +304,7 @@ impl FunctionTable {
         self
     }
 
-    /// The same with relations that must be read on the primary: unlogged and temporary tables, which a standby
+    /// The same with relations that must be read on the primary: unlogged tables, which a standby
     /// refuses to read; sequences, whose state in the WAL runs ahead of the values handed out; foreign tables, which may be
     /// a server's own files.
     #[must_use]

@@ -62,9 +62,11 @@ function start() {
     [slot.flying, slot.due] = [true, performance.now() + every - POLL_MS / 2];
     const stop = new AbortController();
     const deadline = setTimeout(() => stop.abort(), DEADLINE_MS);
+    // An answer may be on its way for a while.
+    const sent = stamp();
     try {
       const answer = await fetch(path, { signal: stop.signal, cache: 'no-store' });
-      took(slot, key, answer.status, await answer.json());
+      took(slot, key, answer.status, await answer.json(), sent);
     } catch (error) {
       slot.error = stop.signal.aborted ? `nothing came for ${duration(DEADLINE_MS)}` : String(error?.message ?? error);
       [slot.since, slot.refused] = [slot.since ?? stamp(), false];
@@ -75,10 +77,10 @@ function start() {
     tick();
   }
 
-  function took(slot, key, code, body) {
+  function took(slot, key, code, body, sent) {
     const good = code === 200;
     // A status that is refused tells of the process all the same.
-    if (good || key === 'status') [slot.body, slot.at] = [body, stamp()];
+    if (good || key === 'status') [slot.body, slot.at] = [body, sent];
     slot.refused = !good;
     slot.error = good ? null : String(body?.error ?? `HTTP status ${code}`);
     slot.since = good ? null : slot.since ?? stamp();

@@ -45,12 +45,14 @@ function pageAt(admin) {
 }
 
 function leaderOf(status) {
-  const [leading, leader] = pick(status, 'leading', 'leader');
+  const [cluster, leading, leader, read] = pick(status, 'cluster', 'leading', 'leader', 'records_ms_ago');
   const [id, admin] = pick(leader, 'id', 'admin');
   if (leading) return 'this process';
-  if (leader === null) return 'NONE LEADS';
-  const href = pageAt(admin);
-  return [href === null ? known(admin) : h('a', { href }, admin), ` (${id})`];
+  if (leader === null) return read === null ? UNKNOWN : 'NONE LEADS';
+  const at = pageAt(admin);
+  // The first cluster of that one may be another.
+  const href = `${at}?cluster=${encodeURIComponent(known(cluster))}`;
+  return [at === null ? known(admin) : h('a', { href }, admin), ` (${id})`];
 }
 
 /** What a commit waits for. */
@@ -209,12 +211,12 @@ function lagKids(answer, body, own, now) {
       pick(s, 'node', 'unknown', 'replay_lag_ms', 'replay_lag_bytes', 'replay_lsn', 'sample_age_ms');
     const [write, flush, heard] = own ? pick(s, 'write_lag_ms', 'flush_lag_ms', 'stream_age_ms') : [];
     const past = sparkTree(name, answer.past.get(name) ?? [], now);
-    return [name, unknown === null ? duration(ms) : UNKNOWN, bytes(behind), ...(own ? [duration(write), duration(flush)] : []),
+    return [name, unknown === null ? duration(ms) : UNKNOWN, own || unknown === null ? bytes(behind) : UNKNOWN, ...(own ? [duration(write), duration(flush)] : []),
       known(replayed), ago(sampled, answer.age), ...(own ? [ago(heard, answer.age)] : []), past,
       own ? lagNotes(s) : orNone(unknown)];
   });
   const heads = ['standby', 'replay lag', 'behind', ...(own ? ['write lag', 'flush lag'] : []), 'replayed', 'sample age',
-    ...(own ? ['stream heard'] : []), 'last ten minutes', 'notes'];
+    ...(own ? ['stream heard'] : []), own ? 'last ten minutes' : 'since this page looks', 'notes'];
   const oddities = own ? list(body, 'nodes').flatMap(nodeOddities) : [];
   const by = own ? 'by the lag monitor of this process' : 'by what agents reported';
   const about = p(`term ${known(term)}, primary ${known(node)} at ${known(insert)}, ${by}`);
