@@ -13,7 +13,7 @@
 //! command names its term.
 
 use crate::api::PostgresState;
-use crate::fsm::action::{Action, Answer, Input, Operation};
+use crate::fsm::action::{Action, Answer, Input, Operation, RecordPut};
 use crate::fsm::blocker::{Blocker, Verdict};
 use crate::fsm::change::Pending;
 use crate::fsm::maintenance::MaintenanceOp;
@@ -316,7 +316,10 @@ impl Planner {
             self.take_older(now, sent_at, out);
             return;
         }
-        if let Some(journal) = &records.journal {
+        // One of ours that is not there yet tells more than what etcd has of that term.
+        let ours = self.journal.as_ref().and_then(|p| p.change.puts.first());
+        let unwritten = |j: &JournalRecord| matches!(ours, Some(RecordPut::Journal(own)) if own.term == j.term);
+        if let Some(journal) = records.journal.as_ref().filter(|j| !unwritten(j)) {
             self.last = Some(journal.clone());
         }
         self.note_term(now, &records);
@@ -390,8 +393,12 @@ impl Planner {
     pub(super) fn advance_open(&mut self, now: Instant, phase: Phase, out: &mut Vec<Action>) -> Flow {
         let health = self.seen.health(now, &self.settings);
         match health {
-            // A leader before this one may have it stopped just now: what its agent tells is of before.
-            Health::Well if phase == Phase::Draining && now.since(self.led_at) < UNSEEN => Flow::Wait,
+            // A leader before this one may have it stopped just now: what its agent tells, if anything, is of before.
+            Health::Well | Health::Unsure(_) if phase == Phase::Draining && now.since(self.led_at) < UNSEEN => {
+                let step = "hearing whether its primary is being stopped".to_owned();
+                self.verdict = Verdict::Acting { term: self.seen.term().map_or(Term(0), |t| t.term), step };
+                Flow::Wait
+            }
             Health::Well if phase == Phase::Draining => {
                 self.undrain(out);
                 Flow::Wait
