@@ -12,6 +12,7 @@ mod change;
 pub mod control_file;
 pub mod doubt;
 pub mod lease;
+mod left_drain;
 mod loss;
 mod maintenance;
 pub mod namesake;

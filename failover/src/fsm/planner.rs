@@ -31,10 +31,6 @@ use crate::fsm::timers::Settings;
 use crate::record::{Cause, JournalRecord, Phase, Tenure, WallMillis};
 use cluster::{Instant, NodeId, Term};
 use std::collections::VecDeque;
-use std::time::Duration;
-
-/// For longer than an agent that stops its PostgreSQL does not look at it.
-const UNSEEN: Duration = Duration::from_millis(1200);
 
 /// The planner of one manager.
 #[derive(Debug)]
@@ -87,7 +83,7 @@ pub struct Planner {
     /// Since when this leader has known what it decides by: since it leads, or since before, when it was listening already.
     pub(super) leading_since: Instant,
     /// Since when it leads, whatever it had heard before.
-    led_at: Instant,
+    pub(super) led_at: Instant,
     /// Since when agents' reports have come without a gap, and the last of them.
     listening: Option<(Instant, Instant)>,
     pub(super) change_ids: u64,
@@ -392,13 +388,14 @@ impl Planner {
 
     pub(super) fn advance_open(&mut self, now: Instant, phase: Phase, out: &mut Vec<Action>) -> Flow {
         let health = self.seen.health(now, &self.settings);
+        if phase == Phase::Draining
+            && let Some(step) = self.awaited_behind_gate(now, &health)
+        {
+            let term = self.seen.term().map_or(Term(0), |t| t.term);
+            self.verdict = Verdict::Acting { term, step: step.to_owned() };
+            return Flow::Wait;
+        }
         match health {
-            // A leader before this one may have it stopped just now: what its agent tells, if anything, is of before.
-            Health::Well | Health::Unsure(_) if phase == Phase::Draining && now.since(self.led_at) < UNSEEN => {
-                let step = "hearing whether its primary is being stopped".to_owned();
-                self.verdict = Verdict::Acting { term: self.seen.term().map_or(Term(0), |t| t.term), step };
-                Flow::Wait
-            }
             Health::Well if phase == Phase::Draining => {
                 self.undrain(out);
                 Flow::Wait
