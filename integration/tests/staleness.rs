@@ -69,6 +69,11 @@ fn no_read_is_staler_than_promised_while_standbys_fail_and_primaries_change() {
             let (reads, by_standbys) = (of["reads"].as_u64().unwrap_or(0), of["by_standbys"].as_u64().unwrap_or(0));
             assert!(reads > 4 && by_standbys > 0, "too little was {way}: {mode}");
         }
+        // What reads where it might write has no standby.
+        for way in ["in_block", "unproven"] {
+            let of = &mode["ways"][way];
+            assert!(of["reads"].as_u64() > Some(0) && of["by_standbys"] == 0, "too little was {way}: {mode}");
+        }
         // What the promise costs is told.
         assert!(mode["added"]["p50_ms"].is_f64() && mode["added"]["p99_ms"].is_f64(), "nothing is told of it: {mode}");
     }

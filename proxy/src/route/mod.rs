@@ -330,14 +330,12 @@ pub fn decide(
             left => Decision { target: Target::Wait(left.unwrap_or(promise::LONGEST)), reason },
         };
     }
-    match (request.access, promise.read_from) {
-        (Access::Write, _) => return to_primary(Reason::Write),
-        (Access::Read, ReadFrom::Primary) if promise.unclear => return to_primary(Reason::Unclear),
-        (Access::Read, ReadFrom::Primary) => return to_primary(Reason::AsAsked),
-        (Access::Read, ReadFrom::Standby) if promise.consistency == Consistency::Strong => {
-            return to_primary(Reason::AsAsked);
-        }
-        (Access::Read, ReadFrom::Standby) => {}
+    if let Some(reason) = only_at_primary(request) {
+        return match shown(promise, causality, topology, lag, (request.since, now)) {
+            Ok(()) => to_primary(reason),
+            Err((Duration::ZERO, since)) => to_primary(Reason::Unconfirmed { since }),
+            Err((left, since)) => Decision { target: Target::Wait(left), reason: Reason::Unconfirmed { since } },
+        };
     }
     let need = match need(promise, causality, topology, lag, (request.since, now)) {
         Ok(need) => need,
@@ -363,6 +361,18 @@ pub fn decide(
             let closest = unfit.min_by_key(|(_, u)| u.distance());
             without(request, Reason::NoStandby { closest }, causality, (topology, lag, now))
         }
+    }
+}
+
+/// Why no standby is looked for. `None`: one is.
+fn only_at_primary(request: &Request<'_>) -> Option<Reason> {
+    let promise = &request.promise;
+    match (request.access, promise.read_from) {
+        (Access::Write, _) => Some(Reason::Write),
+        (Access::Read, ReadFrom::Primary) if promise.unclear => Some(Reason::Unclear),
+        (Access::Read, ReadFrom::Primary) => Some(Reason::AsAsked),
+        (Access::Read, ReadFrom::Standby) if promise.consistency == Consistency::Strong => Some(Reason::AsAsked),
+        (Access::Read, ReadFrom::Standby) => None,
     }
 }
 
@@ -426,10 +436,11 @@ pub fn proven(
     tenure::check((promise, access), topology, lag, since, now)
 }
 
-/// May a read that came at `since` go to the primary that its session has already, as far as the session has read at standbys?
+/// May a statement that came at `since` go to the primary, as far as its session has read at standbys? One that writes as well:
+/// it would find nothing to write to, or show less, where that is missing.
 ///
 /// # Errors
-/// That primary may not show all of it yet: for how long the read waits for that at most, and when it was read.
+/// The primary may not show all of it yet: for how long the statement waits for that at most, and when it was read.
 pub fn shown(
     promise: &Promise,
     causality: &Causality,
@@ -437,9 +448,6 @@ pub fn shown(
     lag: &Lag,
     (since, now): (Instant, Instant),
 ) -> Result<(), (Duration, Instant)> {
-    if promise.read_from == ReadFrom::Primary {
-        return Ok(());
-    }
     let waited = now.since(since.max(lag.open_since()));
     confirmed(promise, causality, topology, lag).map_err(|at| (seen::CONFIRM_WAIT.saturating_sub(waited), at))
 }

@@ -330,7 +330,8 @@ fn decide(w: &Worker, want: &Want, lacks: &mut Lacks, now: Instant) -> Result<Re
     if reason.lacks_standby() {
         lacks.standby.get_or_insert(reason.as_str());
     }
-    lacks.read = (want.access == Access::Read).then(|| reason.clone());
+    let tells = want.access == Access::Read || matches!(reason, Reason::Unconfirmed { .. });
+    lacks.read = tells.then(|| reason.clone());
     match target {
         Target::Nowhere => {
             let unproven = matches!(reason, Reason::Unproven { .. }).then(|| reason.as_str());

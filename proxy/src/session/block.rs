@@ -125,7 +125,7 @@ impl Session {
                 let there = !fresh.moved && (sets || unproven);
                 there && matches!(self.target(now), Target::Standby(_)) || self.must_move(now)
             }
-            (Role::Primary, Access::Write) => self.needs_proof(access, now),
+            (Role::Primary, Access::Write) => self.needs_proof(access, now) || self.must_show(now),
         });
         if leaves {
             self.leave_block();
@@ -166,6 +166,12 @@ impl Session {
     fn must_move(&mut self, now: Instant) -> bool {
         let says = self.says() && self.chosen.is_none();
         says && (self.target(now) != Target::Primary || self.needs_proof(Access::Read, now))
+    }
+
+    /// A block at the primary says what it is promised, and that does not show yet what was read at standbys: it waits for that as
+    /// if it began now. One that was looked for just now does not.
+    fn must_show(&mut self, now: Instant) -> bool {
+        self.says() && self.chosen.is_none() && self.causality.borrow().has_seen() && self.unshown(now).is_some()
     }
 
     /// Where a READ ONLY block that begins now would go.

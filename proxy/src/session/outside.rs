@@ -8,7 +8,6 @@ use crate::session::client::{Failure, Loss, Session, Tail, Turn};
 use crate::session::presence::Activity;
 use crate::session::timers::Expiry;
 use crate::session::{acquire, cancel, lost};
-use crate::sql::Access;
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
@@ -136,9 +135,7 @@ impl Session {
             self.fail = Some(Failure::Error(ClientError::Promise(error)));
         } else if let Some(what) = self.doubts(self.held_for, now) {
             self.fail = Some(Failure::Error(acquire::unproven(&self.w, &what, since, now)));
-        } else if self.held_for == Access::Read
-            && let Some((_, read_at)) = self.unshown(now)
-        {
+        } else if let Some((_, read_at)) = self.unshown(now) {
             let why = Reason::Unconfirmed { since: read_at };
             self.fail = Some(Failure::Error(acquire::hold_timeout(&self.w, Some(&why), since, now)));
         }

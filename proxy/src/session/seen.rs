@@ -11,7 +11,7 @@ use cluster::lag::ServerStart;
 use cluster::{Instant, NodeId, Role};
 use std::time::Duration;
 
-/// Why a read waits at a server that the session has already, in metrics.
+/// Why a statement waits at a server that the session has already, in metrics.
 const UNCONFIRMED: &str = "unconfirmed";
 
 impl Session {
@@ -47,7 +47,7 @@ impl Session {
     }
 
     /// Does the session's server show all that the session has read at standbys? One was chosen for that. The primary may have
-    /// been taken without a look at it, as for what is no read, or by a read that had waited long enough for that.
+    /// been taken without a look at it, as within a block, or by a statement that had waited long enough for that.
     fn is_shown(&self) -> bool {
         let primary = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Primary);
         if !primary {
@@ -61,25 +61,25 @@ impl Session {
         causality.is_shown_at_primary(&view.topology, &view.lag)
     }
 
-    /// Must a read wait before it goes to the primary that the session has, which may not show yet what it has read at standbys?
-    /// A block does not wait, nor does what was looked for just now, unless that was taken to prove its term by a commit, without
-    /// a look at anything else.
+    /// Must a statement outside of any block, or one that begins a block, wait before it goes to the primary that the session has,
+    /// which may not show yet what was read at standbys? What was looked for just now does not, unless that was taken to prove its
+    /// term by a commit, without a look at anything else.
     pub(super) fn must_be_shown(&mut self, unit: &Unit, now: Instant) -> bool {
         let looked = self.chosen.as_ref().is_some_and(|reason| !matches!(reason, Reason::Unproven { .. }));
-        let looks = unit.read && !self.own && !looked && self.fresh.is_none();
+        let looks = unit.statements > 0 && !self.own && !looked && self.fresh.is_none();
         looks && self.causality.borrow().has_seen() && self.unshown(now).is_some()
     }
 
-    /// For how long a read still waits for the session's primary to show what was read at standbys, and when that was. `None`:
-    /// it does.
+    /// For how long a statement still waits for the session's primary to show what was read at standbys, and when that was.
+    /// `None`: it does.
     pub(super) fn unshown(&mut self, now: Instant) -> Option<(Duration, Instant)> {
         let (promise, since) = (self.promise_of_unit(), self.waiting_since.unwrap_or(now));
         let view = self.w.view.borrow();
         route::shown(&promise, &self.causality.borrow(), &view.topology, &view.lag, (since, now)).err()
     }
 
-    /// The read waits for that, as long as one that has no server yet. `None`: it has.
-    pub(super) fn hold_unshown(&mut self, now: Instant) -> Option<Step> {
+    /// A statement that needs `access` waits for that, as long as one that has no server yet. `None`: it has.
+    pub(super) fn hold_unshown(&mut self, access: Access, now: Instant) -> Option<Step> {
         let (left, since) = self.unshown(now)?;
         self.held_unshown = true;
         if left.is_zero() {
@@ -90,10 +90,10 @@ impl Session {
             return self.tell_lost(false, now);
         }
         self.w.await_sample(&self.presence);
-        Some(self.hold_for(Access::Read, left, now))
+        Some(self.hold_for(access, left, now))
     }
 
-    /// A read goes to the server that the session has already: did it wait there? What has come of that is counted.
+    /// A statement goes to the server that the session has already: did it wait there? What has come of that is counted.
     pub(super) fn count_unshown(&mut self) -> bool {
         let waited = std::mem::take(&mut self.held_unshown);
         if waited {

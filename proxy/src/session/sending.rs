@@ -104,7 +104,7 @@ impl Session {
                     Gate::Open if !starts && self.must_begin_anew(unit, access, now) => Step::Wait,
                     Gate::Open if self.is_behind_after(starts, now) => self.await_after(access, starts, now),
                     Gate::Open if starts && self.must_await_proof(access, now) => self.hold_unproven(access, now),
-                    Gate::Open if starts && self.must_be_shown(unit, now) => match self.hold_unshown(now) {
+                    Gate::Open if starts && self.must_be_shown(unit, now) => match self.hold_unshown(access, now) {
                         Some(step) => step,
                         None => self.send_unit(input, unit, classes, now),
                     },
@@ -222,8 +222,10 @@ impl Session {
         let reason = self.reason_of_recheck(reason);
         let (label, lacked) = (reason.as_str(), lacked.filter(|_| reason != Reason::Rechecked));
         let standby = server.meta.role == Role::Standby;
+        // What looked for no standby has waited for the primary to show what one has shown.
+        let waited = standby || matches!(reason, Reason::Write | Reason::AsAsked | Reason::Unclear);
         match lacked.or_else(|| reason.lacks_standby().then_some(label)) {
-            Some(lacked) if standby => self.w.counts.no_standby(Outcome::Waited, lacked),
+            Some(lacked) if waited => self.w.counts.no_standby(Outcome::Waited, lacked),
             Some(lacked) => self.w.counts.no_standby(Outcome::Primary, lacked),
             None => {}
         }

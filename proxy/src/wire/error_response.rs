@@ -45,7 +45,7 @@ pub enum ClientError {
     HoldTimeout {
         /// How long it was held.
         waited: Duration,
-        /// Why a read could be served neither by a standby nor by the primary; `None` for all else, which needs the primary.
+        /// Why it could be served neither by a standby nor by the primary; `None`: the primary alone could have.
         read: Option<String>,
         /// What the gate said last.
         gate: Gate,
@@ -363,7 +363,7 @@ impl ClientError {
 fn hold_timeout(waited: Duration, read: Option<&str>, (gate, term, node): (Gate, Term, Option<&NodeId>)) -> Report {
     let node = node.map_or("unknown", NodeId::as_str);
     let message = match (read, gate) {
-        (Some(_), _) => "no server can serve this read at present",
+        (Some(_), _) => "no server can serve this statement at present",
         // Its connections fail, or end before they are of use.
         (None, Gate::Open) => "the primary cannot be reached at present",
         (None, Gate::Draining | Gate::Closed(_)) => "no primary accepts writes at present",

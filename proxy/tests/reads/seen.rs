@@ -106,6 +106,12 @@ fn what_a_lost_block_has_shown_is_not_missed_behind_it() {
     wait_for("it to be counted", || (cluster.counter("pgtenure_proxy_lost_reads_told_total") == 1.0).then_some(()));
 }
 
+/// The session is promised less for this one statement.
+fn unlooked(client: &mut Raw, sql: &str) {
+    let says = ["set pgtenure.consistency = 'eventual'", sql, "set pgtenure.consistency = 'session'"];
+    says.iter().for_each(|sql| drop(ok(client, sql)));
+}
+
 #[test]
 fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     let mut cluster = n2_shows_more();
@@ -115,7 +121,7 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
         assert!(value(&mut client, "show pgtenure.last_route").starts_with("standby n2"));
         client
     });
-    // Nor does what the primary answers without having been looked at: one has read what others' commits wait to show there.
+    // Nor does what the primary answers: one has read what others' commits wait to show there.
     let_commits_wait(&cluster);
     let mut writer = Raw::login(cluster.nodes[0].port, &[]);
     writer.write(|out| write_query(out, "insert into seen values (2)"));
@@ -129,7 +135,7 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
         mut strict,
         mut keeps,
         mut alone,
-        mut within,
+        mut begins,
         mut copies,
     ] = [(); 10].map(|()| {
         wait_for("a session whose read goes to n2", || {
@@ -137,17 +143,17 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
             (value(&mut client, COUNT) == "2 n2").then_some(client)
         })
     });
-    ok(&mut besides, "select pg_backend_pid()");
-    ok(&mut strict, "set pgtenure.no_standby = 'error'");
-    // They keep the primary's connection, and nobody's commit makes them wait.
-    for client in [&mut pinned, &mut pinned_vain] {
-        ok(client, "select pg_advisory_lock_shared(1)");
+    // They are promised less for the moment, and the primary answers without having been looked at. Two keep its connection then,
+    // and nobody's commit makes them wait.
+    let lock = "select pg_advisory_lock_shared(1)";
+    for (client, sql) in [(&mut besides, "select pg_backend_pid()"), (&mut pinned, lock), (&mut pinned_vain, lock)] {
+        unlooked(client, sql);
     }
+    ok(&mut strict, "set pgtenure.no_standby = 'error'");
     lose_n2(&mut cluster);
     pinned_vain.write(|out| write_query(out, COUNT));
     // What comes within a COPY is no read, and nothing before it is answered.
     copies.write(|out| ["copy seen from stdin", COUNT].iter().for_each(|sql| write_query(out, sql)));
-    assert_eq!(copies.until_ready(), ["G", "E 08P01", "E 08P01", "EOF"]);
     // Nobody confirms it, and reads do not wait for ever, nor a second time: but it is not forgotten.
     for waits in [true, false] {
         assert_eq!(value(&mut vain, COUNT), "1 n1");
@@ -162,6 +168,7 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
         let route = value(&mut pinned_vain, "show pgtenure.last_route");
         assert!(route.starts_with("primary n1: ") && route.contains(" unconfirmed: ") == waits, "{route}");
     }
+    assert_eq!(copies.until_ready(), ["G", "E 08P01", "E 08P01", "EOF"]);
     // What waits is counted, also at a server that its session has already.
     let waited = || cluster.counter_of("pgtenure_proxy_no_standby_total", "waited");
     let before = waited();
@@ -172,10 +179,10 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
         write_query(out, "select 0 from pg_backend_pid()");
         write_query(out, COUNT);
     });
-    assert_eq!(ahead.until_ready(), ["T", "D 0", "C SELECT 1", "Z I"]);
     besides.write(|out| write_query(out, COUNT));
-    wait_for("its read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 0.0).then_some(()));
+    wait_for("its read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 1.0).then_some(()));
     cluster.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(ahead.until_ready(), ["T", "D 0", "C SELECT 1", "Z I"]);
     for client in [&mut besides, &mut pinned, &mut ahead] {
         assert_eq!(client.until_ready(), ["T", "D 2 n1", "C SELECT 1", "Z I"]);
     }
@@ -191,17 +198,17 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
         t.standbys.push(n2);
     });
     cluster.fail_over_to(2);
-    ok(&mut keeps, "select pg_advisory_lock_shared(1)");
+    unlooked(&mut keeps, lock);
     for client in [&mut vain, &mut strict, &mut keeps] {
         client.write(|out| write_query(out, COUNT));
     }
     // No position of this term covers what it may lack, and a token is not waited for.
-    ok(&mut within, "begin");
-    for (client, after) in [(&mut alone, "Z I"), (&mut within, "Z E")] {
-        assert_eq!(client.query("show pgtenure.token"), ["E 08007", after]);
-        ok(client, "rollback");
-        assert_ne!(value(client, "show pgtenure.token"), "", "it is told once");
-    }
+    begins.write(|out| write_query(out, "begin"));
+    assert_eq!(alone.query("show pgtenure.token"), ["E 08007", "Z I"]);
+    assert_ne!(value(&mut alone, "show pgtenure.token"), "", "it is told once");
+    assert_eq!(begins.until_ready(), ["E 08007", "Z I"]);
+    assert_eq!(begins.query("begin"), ["C BEGIN", "Z T"], "it is told once");
+    ok(&mut begins, "rollback");
     for client in [&mut vain, &mut strict, &mut keeps] {
         assert_eq!(client.until_ready(), ["E 08007", "Z I"]);
     }
@@ -215,6 +222,48 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     for client in [&mut vain, &mut besides] {
         assert!(value(client, COUNT).ends_with("n3"), "it is told once, and not where the primary has shown it since");
     }
+}
+
+#[test]
+fn blocks_and_writes_show_what_a_standby_has_shown() {
+    let cluster = n2_shows_more();
+    // Nobody confirms a commit from now on, but n2 shows it.
+    let_commits_wait(&cluster);
+    let mut writer = Raw::login(cluster.nodes[0].port, &[]);
+    writer.write(|out| write_query(out, "insert into seen values (2)"));
+    wait_for("n2 to have it", || (cluster.nodes[1].psql("select count(*) from seen") == "2").then_some(()));
+    let seen = [(); 5].map(|()| {
+        wait_for("a session whose read goes to n2", || {
+            let mut client = Raw::login(cluster.port, &[LONG]);
+            (value(&mut client, COUNT) == "2 n2").then_some(client)
+        })
+    });
+    let [mut begins, mut writes, mut prepares, mut asks, mut says] = seen;
+    let update = "update seen set n = 3 where n = 2";
+    begins.write(|out| write_query(out, "begin"));
+    writes.write(|out| write_query(out, update));
+    prepares.write(|out| write_query(out, "select count(*) from (select 0 from seen for key share) locked"));
+    asks.write(|out| {
+        write_query(out, "set pgtenure.read_from = 'primary'");
+        write_query(out, COUNT);
+    });
+    // It is promised nothing as of BEGIN, but before it reads.
+    ["set pgtenure.consistency = 'eventual'", "begin"].iter().for_each(|sql| drop(ok(&mut says, sql)));
+    says.write(|out| write_query(out, "set local pgtenure.consistency = 'session'"));
+    wait_for("all of them to wait", || (cluster.counter("pgtenure_proxy_held_statements") == 5.0).then_some(()));
+    cluster.nodes[0].psql("alter system reset synchronous_standby_names");
+    cluster.blind.send_replace(false);
+    cluster.nodes[0].psql("select pg_reload_conf()");
+    assert_eq!(begins.until_ready(), ["C BEGIN", "Z T"]);
+    assert_eq!(value(&mut begins, COUNT), "2 n1");
+    assert_eq!(prepares.until_ready(), ["T", "D 2", "C SELECT 1", "Z I"]);
+    assert_eq!(asks.until_ready(), ["C SET", "Z I"]);
+    assert_eq!(asks.until_ready(), ["T", "D 2 n1", "C SELECT 1", "Z I"]);
+    assert_eq!(says.until_ready(), ["C SET", "Z T"]);
+    assert_eq!(value(&mut says, COUNT), "2 n1");
+    assert_eq!(writes.until_ready(), ["C UPDATE 1", "Z I"]);
+    let waited = || cluster.counter_of("pgtenure_proxy_no_standby_total", "waited");
+    wait_for("what has waited to be counted", || (waited() >= 4.0).then_some(()));
 }
 
 #[test]

@@ -37,6 +37,10 @@ pub(super) enum Style {
     /// Two, of which the second is sent before the first is answered. Then the session rests: one that has always something on
     /// its way to the primary stays there.
     Pipelined,
+    /// Right behind a read one in a block that may write, which reads at the primary,
+    InBlock,
+    /// or one that an endpoint cannot take for a read.
+    Unproven,
 }
 
 const STYLES: [Style; 3] = [Style::Prepared, Style::Simple, Style::Unnamed];
@@ -54,6 +58,10 @@ enum Kind {
 }
 
 const KINDS: [Kind; 4] = [Kind::Plain, Kind::Hinted, Kind::Pipelined, Kind::ReadOnly];
+
+/// Every so many reads of a plain session one is in a block that may write, and halfway between one is not to be taken for a read.
+/// Both keep the reads behind them at the primary for a while.
+const AT_PRIMARY_EACH: usize = 16;
 
 fn kind(index: usize) -> Kind {
     KINDS[index % KINDS.len()]
@@ -74,6 +82,8 @@ pub(super) fn style(index: usize, reads: usize, hinted: bool) -> Style {
         Kind::ReadOnly => Style::ReadOnly,
         Kind::Pipelined => Style::Pipelined,
         Kind::Hinted if hinted => HINTED[reads % HINTED.len()],
+        Kind::Plain if reads % AT_PRIMARY_EACH == AT_PRIMARY_EACH - 1 => Style::InBlock,
+        Kind::Plain if reads % AT_PRIMARY_EACH == AT_PRIMARY_EACH / 2 - 1 => Style::Unproven,
         Kind::Hinted | Kind::Plain => STYLES[reads % STYLES.len()],
     }
 }
@@ -269,7 +279,10 @@ impl Reader {
         match style {
             Style::HintedSimple | Style::HintedUnnamed => ways.push("hinted"),
             Style::Pipelined => ways.push("pipelined"),
-            Style::Prepared | Style::Simple | Style::Unnamed | Style::ReadOnly => {}
+            // The one before it is like any other.
+            Style::InBlock if answer.last => ways.push("in_block"),
+            Style::Unproven if answer.last => ways.push("unproven"),
+            Style::Prepared | Style::Simple | Style::Unnamed | Style::ReadOnly | Style::InBlock | Style::Unproven => {}
         }
         if open.session.holds_token() {
             ways.push("with_token");
@@ -303,6 +316,8 @@ pub(super) struct Answer {
     node: String,
     standby: bool,
     numbers: Vec<i64>,
+    /// The last one of what was asked at once.
+    last: bool,
 }
 
 fn older_than_the_table(error: &Error) -> bool {
@@ -311,7 +326,8 @@ fn older_than_the_table(error: &Error) -> bool {
 
 /// A transaction that is broken off, where the style has one. False: whether it is over is not known.
 async fn roll_back(client: &Client, style: Style) -> bool {
-    !matches!(style, Style::ReadOnly) || tokio::time::timeout(PATIENCE, client.batch_execute("rollback")).await.is_ok()
+    !matches!(style, Style::ReadOnly | Style::InBlock)
+        || tokio::time::timeout(PATIENCE, client.batch_execute("rollback")).await.is_ok()
 }
 
 /// The end of what [`ask`] has begun.
@@ -322,8 +338,9 @@ pub(super) async fn end(client: &Client, style: Style) -> Result<(), Error> {
         | Style::Unnamed
         | Style::HintedSimple
         | Style::HintedUnnamed
-        | Style::Pipelined => Ok(()),
-        Style::ReadOnly => client.batch_execute("commit").await,
+        | Style::Pipelined
+        | Style::Unproven => Ok(()),
+        Style::ReadOnly | Style::InBlock => client.batch_execute("commit").await,
     }
 }
 
@@ -334,7 +351,8 @@ pub(super) async fn ask(
     style: Style,
     hint: &str,
 ) -> Result<Vec<(Answer, Instant)>, Error> {
-    let one = match style {
+    let mut answers = Vec::new();
+    let last = match style {
         Style::Prepared => prepared(client, read).await,
         Style::Unnamed => unnamed(client, &query()).await,
         Style::HintedUnnamed => unnamed(client, &format!("{hint}{}", query())).await,
@@ -348,10 +366,22 @@ pub(super) async fn ask(
             // Each is sent when it is first polled.
             let sql = query();
             let (first, second) = tokio::join!(prepared(client, read), simple(client, &sql));
-            return Ok(vec![first?, second?]);
+            answers.push(first?);
+            second
+        }
+        Style::InBlock => {
+            answers.push(prepared(client, read).await?);
+            client.batch_execute("begin").await?;
+            simple(client, &query()).await
+        }
+        Style::Unproven => {
+            answers.push(prepared(client, read).await?);
+            simple(client, &format!("{} where pg_backend_pid() > 0", query())).await
         }
     };
-    Ok(vec![one?])
+    let (last, at) = last?;
+    answers.push((Answer { last: true, ..last }, at));
+    Ok(answers)
 }
 
 async fn prepared(client: &Client, read: &Statement) -> Result<(Answer, Instant), Error> {
@@ -382,5 +412,6 @@ fn answer([node, standby, numbers]: [Option<&str>; 3]) -> Answer {
         node: node.unwrap_or_default().to_owned(),
         standby: standby == Some("on"),
         numbers: numbers.unwrap_or_default().split(',').filter_map(|n| n.parse().ok()).collect(),
+        last: false,
     }
 }

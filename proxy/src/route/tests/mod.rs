@@ -131,7 +131,12 @@ impl World {
 
     /// A read at `now`, as `n2 fresh` or `primary lagging`.
     fn read(&mut self, now: u64) -> String {
-        let Decision { target, reason } = self.decide(Access::Read, now, now);
+        self.at(Access::Read, now)
+    }
+
+    /// The same of what needs `access`.
+    fn at(&mut self, access: Access, now: u64) -> String {
+        let Decision { target, reason } = self.decide(access, now, now);
         match target {
             Target::Primary => format!("primary {}", reason.as_str()),
             Target::Standby(node) => format!("{node} {}", reason.as_str()),

@@ -75,6 +75,37 @@ fn the_primary_serves_what_was_read_at_a_standby_when_that_is_confirmed() {
     assert_eq!(w.read(1310), "primary no_standby");
 }
 
+/// Or it would change nothing where a row was seen, or show less.
+#[test]
+fn what_goes_to_the_primary_in_any_case_waits_until_that_shows_what_was_read_at_a_standby() {
+    let mut w = read_at_n2();
+    w.since = Some(at(1020));
+    assert_eq!(w.at(Access::Write, 1020), "wait 5000 unconfirmed");
+    assert!(w.decide(Access::Write, 1020, 0).wants_sample(Some(Duration::ZERO)));
+    assert_eq!(w.at(Access::Write, 6020), "primary unconfirmed", "it says so, and does not wait for ever");
+    w.promise.no_standby = NoStandby::Error;
+    assert_eq!(w.at(Access::Write, 6020), "primary unconfirmed", "it is for no standby to begin with");
+    for (read_from, unclear, sent) in
+        [(ReadFrom::Primary, false, "primary as_asked"), (ReadFrom::Primary, true, "primary invalid_setting")]
+    {
+        let mut w = read_at_n2();
+        w.since = Some(at(1020));
+        w.promise = Promise { read_from, unclear, ..w.promise };
+        assert_eq!(w.read(1020), "wait 5000 unconfirmed");
+        w.snapshot.primary = Some(sample("n1", 150, 1011));
+        w.publish();
+        assert_eq!(w.read(1030), sent);
+        assert_eq!(w.at(Access::Write, 1030), "primary write");
+    }
+    for consistency in [Consistency::Eventual, Consistency::Bounded, Consistency::Strong] {
+        let mut w = read_at_n2();
+        w.promise.consistency = consistency;
+        assert_eq!(w.at(Access::Write, 1020), "primary write", "{consistency:?} says nothing of that");
+    }
+    let mut w = World::new();
+    assert_eq!(w.at(Access::Write, 1020), "primary write", "nothing was read");
+}
+
 /// A commit that waits to be applied where replay stands still confirms nothing behind it. What was read is before that.
 #[test]
 fn the_primary_serves_what_was_read_at_a_standby_that_has_replayed_no_more_than_is_applied() {

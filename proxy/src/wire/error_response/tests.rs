@@ -28,7 +28,7 @@ fn all() -> Vec<(ClientError, &'static str)> {
                 term,
                 node: None,
             },
-            "ERROR 57P03 no server can serve this read at present | Held for 30000 ms: there is no standby; writes are promoting, term 7, primary unknown. | Retry the transaction.",
+            "ERROR 57P03 no server can serve this statement at present | Held for 30000 ms: there is no standby; writes are promoting, term 7, primary unknown. | Retry the transaction.",
         ),
         (
             E::HoldFull { bytes: 9, limit: 8, gate: Gate::Draining, term },
