@@ -72,7 +72,7 @@ impl Layout {
         for (name, ports) in NODES.iter().zip(&self.nodes) {
             files.push((
                 (*name).to_owned(),
-                self.common(dir, options, "\"agent\"", ports.admin) + &agent(dir, name, ports, options),
+                self.common(dir, options, "\"agent\"", ports.admin) + &on_loopback(dir, name, ports, options),
             ));
         }
         for (name, admin) in MANAGERS.iter().zip(&self.managers) {
@@ -89,7 +89,7 @@ impl Layout {
 
     /// The file of a node that joins the running cluster without a vote.
     pub fn joining(&self, dir: &Path, options: &Options, name: &str, ports: &NodePorts) -> String {
-        let agent = agent(dir, name, ports, options).replacen("[agent]\n", "[agent]\njoins = true\n", 1);
+        let agent = on_loopback(dir, name, ports, options).replacen("[agent]\n", "[agent]\njoins = true\n", 1);
         self.common(dir, options, "\"agent\"", ports.admin) + &agent
     }
 
@@ -119,6 +119,12 @@ pub(crate) fn proxy(dir: &Path, listen: SocketAddr, options: &Options) -> String
         "\n[proxy]\nlisten = \"{listen}\"\nuserlist = \"{dir}/userlist.txt\"\n{monitor}{}\n[lagmon]\n{monitor}",
         options.proxy
     )
+}
+
+/// The same where nothing befalls the disk: what its PostgreSQL shares goes with the directory (see `segment`).
+fn on_loopback(dir: &Path, name: &str, ports: &NodePorts, options: &Options) -> String {
+    let head = "[agent.parameters]\n";
+    agent(dir, name, ports, options).replacen(head, &format!("{head}dynamic_shared_memory_type = \"mmap\"\n"), 1)
 }
 
 /// What follows for an agent.

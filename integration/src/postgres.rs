@@ -81,6 +81,7 @@ impl Postgres {
             let mut postgres = unprivileged(bin_dir().join("postgres"));
             postgres.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "fsync=off"]).current_dir(&data);
             postgres.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]);
+            postgres.args(["-c", "dynamic_shared_memory_type=mmap"]);
             postgres
         });
         let target = Target {

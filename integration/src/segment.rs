@@ -2,6 +2,9 @@
 //! directory takes it away; of a directory that is thrown away it stays until the machine restarts, and there can be
 //! 4096 at most.
 //!
+//! There is more that it shares, of which the next one learns by that segment only: files in /dev/shm, which would stay as
+//! well. The tests' servers have it in their data directory, with which it goes (`dynamic_shared_memory_type = mmap`).
+//!
 //! The tests of other crates include this file by its path: it uses nothing but `std`.
 
 use std::path::Path;

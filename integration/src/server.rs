@@ -43,6 +43,7 @@ impl Server {
             let mut server = Self { data: data.to_owned(), child };
             while server.child.try_wait().expect("our child").is_none() {
                 if server.is_ready() {
+                    assert!(server.shares_in_its_directory(), "what it shares would stay in /dev/shm: see segment.rs");
                     return server;
                 }
                 assert!(begun.elapsed() < PATIENCE, "not ready within {PATIENCE:?}: {}", end_of(log));
@@ -64,6 +65,12 @@ impl Server {
         let text = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
         let line = |i: usize| text.lines().nth(i).map(str::trim);
         line(0) == Some(&self.child.id().to_string()) && line(7) == Some("ready")
+    }
+
+    /// Nothing that it shares is where it would stay behind a kill.
+    fn shares_in_its_directory(&self) -> bool {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap_or_default();
+        !maps.contains("/dev/shm/PostgreSQL.")
     }
 
     /// `kill -9` of the postmaster and of every process of it, as when the host dies, until none is left.

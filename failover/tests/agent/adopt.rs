@@ -27,7 +27,10 @@ impl ByHand {
         let it = Self(tempfile::tempdir().unwrap());
         run("initdb", &["-D", text(&it.data()), "-U", "postgres", "-A", "trust", "-N"]);
         std::fs::write(it.data().join("standby.signal"), "").unwrap();
-        let settings = format!("port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\n");
+        let settings = format!(
+            "port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\n\
+             dynamic_shared_memory_type = mmap\n"
+        );
         std::fs::write(it.data().join("postgresql.conf"), settings).unwrap();
         it.pg_ctl("start");
         it

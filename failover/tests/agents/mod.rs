@@ -168,7 +168,7 @@ impl Cluster {
                 replication_password_file: repl.clone(),
                 monitor_password_file: monitor.clone(),
                 // What nobody asked for is not to commit among what a test counts.
-                parameters: [("shared_buffers", "16MB"), ("autovacuum", "off")]
+                parameters: [("shared_buffers", "16MB"), ("autovacuum", "off"), ("dynamic_shared_memory_type", "mmap")]
                     .map(|(name, value)| (name.to_owned(), value.to_owned()))
                     .into(),
                 ..AgentRaw::default()

@@ -8,7 +8,7 @@ use super::scenario::Wait;
 use crate::process::alive;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -129,17 +129,23 @@ impl Sandbox {
         pids.filter(|pid| alive(*pid) && of(Path::new(&format!("/proc/{pid}/ns/net"))) == wanted).collect()
     }
 
-    /// SIGKILL to every process on a host, until there is none, for five seconds at most.
+    /// SIGKILL to every process on a host, until there is none, for five seconds at most. What its PostgreSQL has shared in
+    /// memory goes with it, as the host's memory would.
     pub fn kill_all(&self, host: &str) {
+        let mut shared = BTreeSet::new();
         for _ in 0..500 {
             let all = self.processes(host);
             if all.is_empty() {
-                return;
+                break;
             }
             for pid in all {
+                shared.extend(shared_by(pid));
                 let _ = kill(pid, Signal::SIGKILL);
             }
             std::thread::sleep(Duration::from_millis(10));
+        }
+        for file in shared {
+            let _ = std::fs::remove_file(file);
         }
     }
 
@@ -203,6 +209,13 @@ impl Drop for Sandbox {
         }
         shell("ip link del hosts || true\numount /run/netns || true");
     }
+}
+
+/// The files that a process of PostgreSQL has mapped in /dev/shm.
+fn shared_by(pid: Pid) -> Vec<PathBuf> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let files = maps.lines().filter_map(|line| line.find("/dev/shm/PostgreSQL.").map(|at| &line[at..]));
+    files.filter(|file| !file.ends_with(" (deleted)")).map(PathBuf::from).collect()
 }
 
 /// Run shell commands that must go well.

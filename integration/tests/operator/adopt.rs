@@ -33,7 +33,8 @@ impl ByHand {
                 it.run("pg_basebackup", &["-D", data, "-d", &from, "-R", "-c", "fast", "-N"]);
             }
             let settings = format!(
-                "port = {}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nshared_buffers = '16MB'\n",
+                "port = {}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nshared_buffers = '16MB'\n\
+                 dynamic_shared_memory_type = mmap\n",
                 it.targets[i].addr.port()
             );
             std::fs::write(it.data(i).join("postgresql.conf"), settings).expect("root may write");

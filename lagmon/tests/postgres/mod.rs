@@ -159,6 +159,7 @@ impl Cluster {
                 "wal_level=logical",
                 "wal_retrieve_retry_interval=100ms",
                 "autovacuum=off",
+                "dynamic_shared_memory_type=mmap",
             ] {
                 server.args(["-c", setting]);
             }

@@ -369,7 +369,7 @@ const INITDB: [&str; 8] = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--loc
 const SETTINGS: &str = "fsync = off\nwal_level = logical\nmax_connections = 60\nshared_buffers = 32MB\n\
                         password_encryption = 'scram-sha-256'\nlisten_addresses = '127.0.0.1'\nhot_standby = on\n\
                         unix_socket_directories = ''\nwal_retrieve_retry_interval = 100ms\nmax_wal_senders = 5\n\
-                        max_prepared_transactions = 5\n";
+                        max_prepared_transactions = 5\ndynamic_shared_memory_type = mmap\n";
 
 fn create_primary(scratch: &Path) -> Node {
     let mut node = Node { name: "n1".parse().unwrap(), port: free_port(), data: scratch.join("n1"), server: None };

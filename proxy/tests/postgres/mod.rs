@@ -109,6 +109,7 @@ impl Postgres {
             command.arg("-D").arg(&data).arg("-k").arg(dir.path());
             command.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
             command.args(["-c", &format!("cluster_name={name}"), "-c", "max_connections=50"]);
+            command.args(["-c", "dynamic_shared_memory_type=mmap"]);
             command
         });
         Self { port, server: Some(server), dir }
