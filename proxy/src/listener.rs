@@ -187,6 +187,7 @@ fn start_with(
         catalogs,
         limits: Arc::new(limits(rules, &peers)),
         admissions: Arc::default(),
+        awaited: std::sync::Mutex::default(),
         doors: std::sync::Mutex::new(doors),
         peers,
         boards: (0..count).map(|_| Board::default()).collect(),

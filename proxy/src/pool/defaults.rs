@@ -13,13 +13,15 @@ use cluster::lag::LagSnapshot;
 use cluster::topology::Topology;
 use cluster::{Lsn, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// How long the workers have to hear of it.
 const LIMIT: Duration = Duration::from_secs(5);
+/// How long the last client of a database is waited for: PostgreSQL looks for so long whether nobody is left there.
+const CLIENTS_LIMIT: Duration = Duration::from_secs(5);
 
 /// Replace connections whenever defaults have changed, until the process stops.
 pub async fn follow(
@@ -94,16 +96,66 @@ async fn replace(shared: &Shared, at_servers: &str) {
 }
 
 /// A client is about to drop, rename, move or copy the database that has this name at the servers: where it has no clients
-/// here, connections to it are closed as soon as they are free, and who comes asks a server whether it is there.
+/// here, connections to it are closed as soon as they are free, and who comes asks a server whether it is there. Clients
+/// would be in the way without a proxy, too; but one may be leaving, so they are waited for as long as PostgreSQL does.
 pub fn leave(shared: &Arc<Shared>, at_servers: &str) {
-    let pools = shared.config.borrow().pools.clone();
-    let names = names(&pools, at_servers);
-    // Those would be in the way without a proxy, too.
-    if names.iter().any(|name| shared.admissions.of_database(name) > 0) {
+    if !has_clients(shared, at_servers) {
+        return close(shared, at_servers);
+    }
+    if awaited(shared).insert(at_servers.to_owned(), Instant::now() + CLIENTS_LIMIT).is_some() {
+        // Whoever waits already does so for longer now.
         return;
     }
+    let (shared, at_servers) = (shared.clone(), at_servers.to_owned());
+    tokio::task::spawn_local(async move {
+        while let Some(until) = awaited_until(&shared, &at_servers) {
+            if timeout_at(until, without_clients(&shared, &at_servers)).await.is_ok() {
+                awaited(&shared).remove(&at_servers);
+                return close(&shared, &at_servers);
+            }
+        }
+    });
+}
+
+/// Has the database any client here?
+fn has_clients(shared: &Shared, at_servers: &str) -> bool {
+    let config = shared.config.borrow();
+    names(&config.pools, at_servers).iter().any(|name| shared.admissions.of_database(name) > 0)
+}
+
+/// Returns when the last client of the database has left.
+async fn without_clients(shared: &Shared, at_servers: &str) {
+    loop {
+        // Listened for before it is looked at: who leaves in between is not missed.
+        let mut left = std::pin::pin!(shared.left.notified());
+        left.as_mut().enable();
+        if !has_clients(shared, at_servers) {
+            return;
+        }
+        left.await;
+    }
+}
+
+/// Until when the last client of each database is waited for.
+fn awaited(shared: &Shared) -> MutexGuard<'_, BTreeMap<String, Instant>> {
+    shared.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Until when that of this one is; when that is over, nobody waits any more.
+fn awaited_until(shared: &Shared, at_servers: &str) -> Option<Instant> {
+    let mut awaited = awaited(shared);
+    let until = awaited.get(at_servers).copied().filter(|until| *until > Instant::now());
+    if until.is_none() {
+        awaited.remove(at_servers);
+    }
+    until
+}
+
+/// Nobody is left.
+fn close(shared: &Arc<Shared>, at_servers: &str) {
+    let pools = shared.config.borrow().pools.clone();
     forget(shared, at_servers);
-    for scope in names.into_iter().map(Scope::Database).filter(|scope| shared.limits.open(scope) > 0) {
+    for scope in names(&pools, at_servers).into_iter().map(Scope::Database).filter(|s| shared.limits.open(s) > 0) {
         let shared = shared.clone();
         tokio::task::spawn_local(async move {
             let limit = (Instant::now() + LIMIT, LIMIT);

@@ -56,6 +56,9 @@ pub struct Shared {
     pub limits: Arc<Limits>,
     /// Clients per database and per user.
     pub admissions: Arc<Clients>,
+    /// Databases, by their names at the servers, from which a client's command wants everybody gone, and until when the last
+    /// client is waited for.
+    pub awaited: Mutex<BTreeMap<String, tokio::time::Instant>>,
     /// What operators have said about databases. Workers act on their own copy.
     pub doors: Mutex<Doors>,
     /// Certificates, keys and authorities in force.

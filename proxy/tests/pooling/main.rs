@@ -4,6 +4,7 @@
 mod common;
 mod console;
 mod crowd;
+mod dropped;
 mod held;
 mod idle;
 mod lacking;
