@@ -1,7 +1,9 @@
 //! Replication connections through the endpoint, with PostgreSQL's own tools.
 
+use super::common::authority::Authority;
 use super::common::raw::{Raw, let_commits_wait, wait_until_waiting};
-use super::common::{self, Cluster, dial, wait_for};
+use super::common::{self, Cluster, dial, has, wait_for};
+use proxy::config::tls::ClientMode;
 use proxy::route::durability::Durability;
 use proxy::wire::backend::parameter_status;
 use proxy::wire::frontend::write_query;
@@ -98,6 +100,64 @@ fn changes_are_received_and_a_failover_ends_the_stream_with_an_error() {
         assert!(text.contains("terminating connection"), "{text}");
     }
     c.nodes[0].kill();
+}
+
+#[test]
+fn the_tools_work_over_tls() {
+    if !has("libssl") {
+        return;
+    }
+    let authority = Authority::new();
+    authority.sign("server", "endpoint", &["127.0.0.1"]);
+    let c = Cluster::start(1, |raw| {
+        raw.auth.rules.push("host replication app all scram-sha-256".to_owned());
+        raw.tls.mode = ClientMode::Require;
+        (raw.tls.cert, raw.tls.key) = (Some(authority.path("server.crt")), Some(authority.path("server.key")));
+    });
+    c.nodes[0].psql("alter role app replication");
+    let tool = |program: &str, sslmode: &str| {
+        let mut command = c.client(program);
+        command.env("PGSSLMODE", sslmode);
+        command
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (ok, text) = output(tool("pg_receivewal", "disable").args(["-S", "s1", "--create-slot"]));
+    assert!(!ok && text.contains("connection requires TLS"), "{text}");
+    c.psql("create table t as select generate_series(1, 100000) as a").unwrap();
+    let copy = dir.path().join("copy");
+    let mut backup = tool("pg_basebackup", "require");
+    let (ok, text) = output(backup.arg("-D").arg(&copy).args(["-c", "fast", "-X", "stream", "--no-sync"]));
+    assert!(ok, "{text}");
+    let (ok, text) = output(Command::new(common::bin("pg_verifybackup")).arg("-n").arg(&copy));
+    assert!(ok, "{text}");
+    let (ok, text) = output(tool("pg_receivewal", "require").args(["-S", "s1", "--create-slot"]));
+    assert!(ok, "{text}");
+    let logical = ["-d", "app", "-S", "s2", "--create-slot", "-P", "test_decoding"];
+    let (ok, text) = output(tool("pg_recvlogical", "require").args(logical));
+    assert!(ok, "{text}");
+    let mut wal = tool("pg_receivewal", "require");
+    wal.arg("-D").arg(dir.path()).args(["-S", "s1", "--no-loop"]).stderr(Stdio::piped());
+    let mut wal = Running(wal.spawn().unwrap());
+    let mut changes = tool("pg_recvlogical", "require");
+    changes.args(["-d", "app", "-S", "s2", "--start", "-f", "-", "--no-loop"]);
+    let mut changes = Running(changes.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(changes.0.stdout.take().unwrap()).lines().map_while(Result::ok);
+    // Many records of TLS.
+    c.psql("insert into t select generate_series(100001, 120000)").unwrap();
+    assert!(lines.any(|l| l.contains("INSERT: a[integer]:120000")), "every change comes through");
+    wait_for("WAL to be received", || {
+        let sql = "select count(*) from pg_stat_replication where application_name like 'pg_rec%' \
+                   and state = 'streaming' and sent_lsn >= pg_current_wal_flush_lsn()";
+        (c.nodes[0].psql(sql) == "2").then_some(())
+    });
+    // The farewell is encrypted, too.
+    c.fail_over_to(1);
+    for tool in [&mut wal.0, &mut changes.0] {
+        assert!(!tool.wait().unwrap().success());
+        let mut text = String::new();
+        tool.stderr.as_mut().unwrap().read_to_string(&mut text).unwrap();
+        assert!(text.contains("terminating connection"), "{text}");
+    }
 }
 
 #[test]
@@ -207,7 +267,11 @@ fn way_to(port: u16, pass: impl Fn(TcpStream, TcpStream) -> std::io::Result<()> 
         for client in listener.incoming().map_while(Result::ok) {
             let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
             let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut to);
+                // The server hears that nobody is there any more.
+                let _ = to.shutdown(Shutdown::Write);
+            });
             std::thread::spawn(move || pass(server, client));
         }
     });
@@ -286,8 +350,29 @@ fn a_server_that_does_not_say_whether_it_is_in_recovery_is_asked() {
     // A standby behind the primary's name is not taken for it. Who is refused waits until this is over.
     let mut soon = typed.expect("they were set");
     soon.hold_timeout = cluster::config::Span::secs(1);
-    soon.query_wait_timeout = cluster::config::Span::secs(1);
     c.reload(soon);
     lead_to(1);
     assert_eq!(each()[..2], [false; 2]);
+}
+
+#[test]
+fn attempts_at_a_standby_leave_it_all_its_walsenders() {
+    let c = Cluster::start(1, |raw| {
+        raw.auth.rules.push("host replication app all scram-sha-256".to_owned());
+        // For more attempts than it has walsenders; whoever is told that these are all taken waits for longer.
+        raw.hold_timeout = cluster::config::Span::secs(5);
+        raw.query_wait_timeout = cluster::config::Span::secs(30);
+    });
+    c.nodes[0].psql("alter role app replication");
+    c.replicate();
+    let standby = c.nodes[1].port;
+    c.publish(|t| t.primary.as_mut().expect("there is one").postgres.port = standby);
+    let before = c.counter_of("pgtenure_proxy_server_connects_total", "wrong_role");
+    for kind in ["true", "database"] {
+        let dsn = format!("replication={kind} dbname=app");
+        let (ok, text) = output(c.client("psql").args(["-X", "-d", &dsn, "-c", "IDENTIFY_SYSTEM"]));
+        assert!(!ok && text.contains("the primary cannot be reached"), "{kind}: {text}");
+    }
+    let attempts = c.counter_of("pgtenure_proxy_server_connects_total", "wrong_role") - before;
+    assert!(attempts > 5.0, "{attempts} attempts");
 }
