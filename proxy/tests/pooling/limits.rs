@@ -3,7 +3,7 @@
 
 use super::common::raw::Raw;
 use super::common::{Cluster, dial, wait_for};
-use super::{refused, view, wait_until_waiting, words};
+use super::{block_on, refused, view, wait_until_waiting, words};
 use cluster::config::Span;
 use nix::sys::signal::{Signal, kill};
 use proxy::config::PoolMode;
@@ -128,6 +128,39 @@ fn an_alias_has_its_own_limits_and_leads_to_its_database() {
     });
     let mut second = Raw::login(c.port, &[("database", "narrow")]);
     assert_eq!(words(&second.query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+}
+
+#[test]
+fn all_databases_have_a_limit_of_clients_unless_they_have_their_own() {
+    let c = Cluster::start(0, |raw| {
+        raw.pools.max_db_client_connections = 2;
+        raw.databases.insert("wide".into(), Database { max_client_connections: Some(3), ..Database::default() });
+        raw.databases.insert("app".into(), Database::default());
+    });
+    c.nodes[0].psql("create database wide");
+    for (database, most) in [("app", 2), ("wide", 3), ("postgres", 2)] {
+        let login = || Raw::login(c.port, &[("database", database)]);
+        let mut clients: Vec<Raw> = (0..most).map(|_| login()).collect();
+        let one_more = || {
+            let dsn = format!("{} dbname={database}", c.dsn());
+            let refused = block_on(tokio_postgres::connect(&dsn, tokio_postgres::NoTls)).err().expect("one too many");
+            let e = refused.as_db_error().expect("told by the endpoint");
+            format!("{} {} {}: {}", e.severity(), e.code().code(), e.message(), e.detail().unwrap_or_default())
+        };
+        let told = format!(
+            "FATAL 53300 too many connections for database \"{database}\": This proxy takes {most} connections for it."
+        );
+        assert_eq!(one_more(), told);
+        // Those who are there go on, and when one has left another may come.
+        assert_eq!(words(&clients[0].query("select 1")), "T | D 1 | C SELECT 1 | Z I");
+        clients.pop();
+        wait_for("the client to be gone", || {
+            let here = view(&c).clients.iter().filter(|v| v.database == database).count();
+            (here == clients.len()).then_some(())
+        });
+        clients.push(login());
+        assert_eq!(one_more(), told);
+    }
 }
 
 #[test]
