@@ -41,8 +41,8 @@ struct Heard {
     lost_since: Option<Instant>,
     /// But that of the agent.
     agent_answers: bool,
-    /// When its PostgreSQL became full: its agent has learnt nothing since.
-    full_since: Option<Instant>,
+    /// Since when its agent has learnt nothing of its PostgreSQL, which is full, or being stopped.
+    unseen_since: Option<Instant>,
 }
 
 type Done = Result<(), String>;

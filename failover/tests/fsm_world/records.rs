@@ -82,7 +82,7 @@ impl World {
 
     /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|hung|full|refused|ok]
     /// [sql_answers] [accepts=MS] [full] [acks=LSN] [flush=LSN] [fsync=MS] [for_ms=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=] [opened=]
-    /// [policy=EPOCH[:K]] [ending] [doubted=NODES] [room=SLOTS] [namesake=ADDRESS]`; what is not said is as in a healthy cluster.
+    /// [policy=EPOCH[:K]] [ending] [unseen] [doubted=NODES] [room=SLOTS] [namesake=ADDRESS]`; what is not said is as in a healthy cluster.
     pub(super) fn report(&mut self, words: &mut Words<'_>) -> Done {
         let node: NodeId = words.parse()?;
         let term = self.records.term.as_ref().map_or(Term(1), |t| t.value.term);
@@ -96,7 +96,7 @@ impl World {
         let kept = self.reports.get(&node).and_then(|h| h.lost_since).unwrap_or(self.now);
         let (sql_fresh, accepts) = (words.flag("sql_answers"), words.optional("accepts")?);
         let agent_answers = sees.as_deref() == Some("hung");
-        let full_since = words.flag("full").then_some(self.now);
+        let unseen_since = (words.flag("full") | words.flag("unseen")).then_some(self.now);
         let looks = primary.filter(|p| *p != node && sees.as_deref() != Some("nothing"));
         let state = AgentState {
             seq: 1,
@@ -129,7 +129,8 @@ impl World {
             ending: words.flag("ending"),
             policy: self.known_policy(words)?,
         };
-        self.reports.insert(node.clone(), Heard { state, lost_since: lost.then_some(kept), agent_answers, full_since });
+        self.reports
+            .insert(node.clone(), Heard { state, lost_since: lost.then_some(kept), agent_answers, unseen_since });
         self.hear(&node);
         Ok(())
     }
@@ -152,7 +153,7 @@ impl World {
             s.agent_ms_ago = if heard.agent_answers { 0 } else { ms };
             s.sql_ms_ago = if s.sql_ms_ago == 1 { 1 } else { ms };
         }
-        if let Some(since) = heard.full_since {
+        if let Some(since) = heard.unseen_since {
             state.observed_ms_ago = u64::try_from(self.now.since(since).as_millis()).unwrap();
         }
         self.step(Input::Report(Box::new(state)));
