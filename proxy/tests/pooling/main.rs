@@ -10,6 +10,8 @@ mod idle;
 mod lacking;
 mod limits;
 mod moved;
+#[cfg(target_os = "linux")]
+mod no_ring;
 mod orders;
 mod takeover;
 
