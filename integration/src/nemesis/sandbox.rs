@@ -138,8 +138,9 @@ impl Sandbox {
             if all.is_empty() {
                 break;
             }
+            // Looked at first: who loses its postmaster ends by itself.
+            shared.extend(all.iter().copied().flat_map(shared_by));
             for pid in all {
-                shared.extend(shared_by(pid));
                 let _ = kill(pid, Signal::SIGKILL);
             }
             std::thread::sleep(Duration::from_millis(10));
