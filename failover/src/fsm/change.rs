@@ -82,6 +82,10 @@ impl Planner {
 
     fn changed(&mut self, now: Instant, change: &Change, revision: i64, out: &mut Vec<Action>) {
         self.adopt(now, change, revision);
+        // What begins a term took it along.
+        if self.unwritten_journal().is_some_and(|journal| change.puts.contains(&journal)) {
+            self.journal = None;
+        }
         match change.kind {
             ChangeKind::Begin => self.begun(now, revision, out),
             ChangeKind::Choose => self.chosen(now, revision, out),

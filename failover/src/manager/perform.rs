@@ -177,6 +177,9 @@ fn log_outcome(change: &Change, outcome: &ChangeOutcome) {
     match outcome {
         ChangeOutcome::Done(_) if journal => debug!(term, "journal written"),
         ChangeOutcome::Done(revision) => info!(change = word, term, revision, "record changed"),
+        // It is bound to what it tells of: that has changed, or another manager leads, and tells it. Or an earlier attempt, whose outcome was
+        // not known, has written it.
+        ChangeOutcome::Lost if journal => debug!(term, "journal not written any more"),
         ChangeOutcome::Lost => warn!(change = word, term, "record not changed, something else had changed first"),
         ChangeOutcome::NotMade(error) => warn!(change = word, term, error, "record not changed"),
         ChangeOutcome::Unknown(error) => warn!(change = word, term, error, "outcome of a change is unknown"),
