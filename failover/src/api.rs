@@ -355,7 +355,7 @@ pub struct Checkpoint {
 }
 
 /// Stop the primary cleanly for a switchover (fast shutdown), or hard when that takes longer than the bound.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
     /// The term in which it is primary.
     pub term: Term,
@@ -364,6 +364,10 @@ pub struct Stop {
     /// Refuse when it answers (again).
     #[serde(default)]
     pub only_if_hung: bool,
+    /// The revision at which the manager that orders it put the managers' key, by which it leads: when a later leader is known it
+    /// stood still, and nobody wants this any more. 0: by a manager of before it was said.
+    #[serde(default)]
+    pub leader: i64,
 }
 
 /// The primary is stopped.
@@ -474,6 +478,16 @@ pub enum Refused {
         state: String,
         /// State needed.
         needs: String,
+    },
+    /// Another manager leads by now than the one that gave the order.
+    #[error("{node} has read of a leader since revision {newest}, the command is of the one since {leader}")]
+    EarlierLeader {
+        /// The node.
+        node: NodeId,
+        /// Since when the one leads that gave the order.
+        leader: i64,
+        /// The same of the latest leader that is known.
+        newest: i64,
     },
     /// An operator has fenced the node.
     #[error("{node} is fenced")]

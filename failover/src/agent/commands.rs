@@ -9,6 +9,7 @@ use super::state::{Awaited, Observed};
 use crate::api::{
     Checkpoint, Failed, Follow, Frozen, Position, PostgresState, Recover, Refused, Stop as StopOrder, Stopped,
 };
+use crate::fsm::agent::later_leader;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -25,6 +26,10 @@ const NEW_SEGMENT: &str = "SELECT at + mod(size - mod(at, size), size) FROM (SEL
 const REST_BOUND: Duration = Duration::from_secs(1);
 /// For a CHECKPOINT where no manager says how long it waits.
 const CHECKPOINT_BOUND: Duration = Duration::from_secs(60);
+/// Who has read nothing for so long, although it reads every second, may have stood still together with who orders.
+const UNREAD: Duration = Duration::from_secs(2);
+/// To read then.
+const READ_BOUND: Duration = Duration::from_millis(500);
 /// For so long PostgreSQL is not looked at while it is being stopped.
 const UNSEEN: Duration = Duration::from_secs(1);
 
@@ -250,12 +255,28 @@ impl Agent {
         Ok(control)
     }
 
+    /// Refuse what an earlier leader orders that stood still, and woke when another had taken its place: within a term nothing else
+    /// tells. Where etcd does not answer, what was read before counts.
+    async fn must_be_of_latest_leader(&self, leader: i64) -> Result<(), CommandError> {
+        let read_at = self.records.borrow().read_at;
+        if leader != 0 && read_at.is_none_or(|at| self.env.clock.now().since(at) >= UNREAD) {
+            let read = tokio::time::timeout(READ_BOUND, self.read_records()).await;
+            tracing::debug!(node = %self.env.config.node, ?read, "who leads was read for an order");
+        }
+        let newest = self.records.borrow().leader;
+        match later_leader(leader, newest) {
+            Some(newest) => Err(Refused::EarlierLeader { node: self.env.config.node.clone(), leader, newest }.into()),
+            None => Ok(()),
+        }
+    }
+
     /// `/agent/stop`. Also of one that hangs: then it is killed.
     pub(super) async fn stop(&self, order: &StopOrder) -> Result<Stopped, CommandError> {
         self.promise(order.term)?;
         let _held = self.act_alone().await?;
         let failed = |e: &dyn std::error::Error| self.failed("stopping", e);
         if self.has_postmaster()? {
+            self.must_be_of_latest_leader(order.leader).await?;
             // Nobody but this agent starts it, so a primary that was seen is one still. Whether it answers is another matter.
             if order.only_if_hung || self.must_be_primary(order.term).is_err() {
                 self.look_again(self.env.config.probe_timeout).await;

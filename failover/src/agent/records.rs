@@ -27,6 +27,8 @@ pub(crate) struct Records {
     pub(crate) read_at: Option<Instant>,
     /// Since when etcd has known no term.
     pub(crate) termless_since: Option<Instant>,
+    /// The revision at which the latest leader that is known put the managers' key.
+    pub(crate) leader: Option<i64>,
     pub(crate) term: Option<At<TermRecord>>,
     pub(crate) policy: Option<At<PolicyRecord>>,
     pub(crate) init: Option<At<InitRecord>>,
@@ -107,14 +109,15 @@ fn ranges(keys: &Keys) -> Vec<Range> {
         Range::Prefix(keys.fences()),
         Range::Prefix(keys.maintenance()),
         Range::Key(keys.adopt()),
+        Range::Key(keys.manager()),
     ]
 }
 
 /// The keys and prefixes of the same. Proxies and managers write others at each step of a change of primary, when a
 /// reading of each agent would take from what clients wait for.
-fn watches(keys: &Keys) -> [String; 8] {
+fn watches(keys: &Keys) -> [String; 9] {
     let k = keys;
-    [k.term(), k.policy(), k.init(), k.primary(), k.adopt(), k.members(), k.fences(), k.maintenance()]
+    [k.term(), k.policy(), k.init(), k.primary(), k.adopt(), k.manager(), k.members(), k.fences(), k.maintenance()]
 }
 
 impl Agent {
@@ -148,6 +151,7 @@ impl Agent {
         Ok(Records {
             read_at: Some(sent),
             termless_since: None,
+            leader: snapshot.get(&keys.manager()).map(|v| v.mod_revision),
             term: snapshot.get(&keys.term()).and_then(decode),
             policy: snapshot.get(&keys.policy()).and_then(decode),
             init: snapshot.get(&keys.init()).and_then(decode),
@@ -163,6 +167,9 @@ impl Agent {
     fn publish(&self, mut records: Records) {
         let sent = records.read_at;
         self.records.send_if_modified(|old| {
+            // Of an etcd that was restored from a backup the revisions are lower, and the rest may not count yet.
+            records.leader = records.leader.or(old.leader);
+            old.leader = records.leader;
             // An answer that overtook a newer one must not bring the older view back.
             let age = |r: &Records| (r.term.as_ref().map(|t| t.value.term), r.policy.as_ref().map(|p| p.value.epoch));
             if age(old) > age(&records) {

@@ -218,6 +218,11 @@ pub fn ends_by(base: Position, have: Option<Position>) -> bool {
     have.is_some_and(|have| have.timeline == base.timeline && have.lsn <= base.lsn)
 }
 
+/// The latest leader's revision, where an order that names its leader's is of an earlier one. 0: it names none.
+pub fn later_leader(ordered_by: i64, newest: Option<i64>) -> Option<i64> {
+    newest.filter(|newest| ordered_by != 0 && ordered_by < *newest)
+}
+
 /// How long a WAL receiver that was given an address may fail before histories are compared again.
 pub const STREAMING_PATIENCE: Duration = Duration::from_secs(3);
 

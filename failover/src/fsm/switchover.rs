@@ -132,7 +132,8 @@ impl Planner {
                 // Nobody asked for it: if it answers again when the order comes, there is no reason any more.
                 let hangs = self.seen.reachable(&node, now, &self.settings).map(|s| &s.postgres);
                 let only_if_hung = prelude.op.is_none() && matches!(hangs, Some(PostgresState::Hung { .. }));
-                let stop = Stop { term, deadline_ms: millis(bound), only_if_hung };
+                let leader = self.leading.unwrap_or_default();
+                let stop = Stop { term, deadline_ms: millis(bound), only_if_hung, leader };
                 let command = Box::new(Command::Stop(stop));
                 // A hard stop follows a clean one that takes too long, and needs its own time.
                 // What is ordered again has what is left of that: proxies hold statements for no longer.

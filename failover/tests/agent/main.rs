@@ -21,6 +21,7 @@ use failover::api::*;
 use failover::config::agent::OWNED_PARAMETERS;
 use failover::fsm::control_file;
 use failover::record::*;
+use failover::store::{Store, Txn};
 use nix::sys::signal::Signal;
 use std::path::Path;
 use std::process::Command;
@@ -305,7 +306,7 @@ fn a_primary_that_comes_back_two_terms_later_says_that_nothing_was_lost() {
         let (a, b) = ((p + 1) % 3, (p + 2) % 3);
         c.until_replayed(p, &[a, b]).await;
         // It is away for the next two changes of primary.
-        let stop = |term| Stop { term, deadline_ms: 60_000, only_if_hung: false };
+        let stop = |term| Stop { term, deadline_ms: 60_000, ..Stop::default() };
         c.post::<Stopped>(p, "stop", &stop(Term(1))).await.unwrap();
         c.crash_agent(p).await;
         let (second, _) = c.failover(a, &[a, b]).await;
@@ -595,6 +596,9 @@ fn control_file_is_understood(data: &Path) {
 fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
     unprivileged("a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind", async {
         let mut c = Cluster::new(22115, 3, Mode::Strict, 1);
+        // Two managers lead, one after the other.
+        let lead = async || c.store.txn(Txn::new().put(c.keys.manager(), "{}")).await.unwrap().revision;
+        let (earlier, leader) = (lead().await, lead().await);
         let p = c.bootstrap().await;
         let others: Vec<usize> = (0..3).filter(|i| *i != p).collect();
         c.sql(p).await.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
@@ -613,11 +617,16 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
             let ahead = std::fs::File::create(wal.join(format!("0000000100000000000000{number:02X}"))).unwrap();
             ahead.set_len(16 << 20).unwrap();
         }
-        let only_if_hung = Stop { term: Term(1), deadline_ms: 0, only_if_hung: true };
+        let only_if_hung = Stop { term: Term(1), only_if_hung: true, ..Stop::default() };
         let refused = c.post::<Stopped>(p, "stop", &only_if_hung).await;
         assert!(refused.is_err(), "it answers: {refused:?}");
         c.sql(p).await.batch_execute("SELECT 1").await.expect("nothing was stopped");
-        let stop = Stop { term: Term(1), deadline_ms: 60_000, only_if_hung: false };
+        // Its leader stood still when it ordered this, and another leads by now; a manager of before does not say who leads.
+        let of_earlier = Stop { term: Term(1), deadline_ms: 60_000, leader: earlier, ..Stop::default() };
+        let refused = c.post::<Stopped>(p, "stop", &of_earlier).await.unwrap_err();
+        assert!(refused.contains(&format!("\"leader\":{earlier},\"newest\":{leader}")), "{refused}");
+        c.sql(p).await.batch_execute("SELECT 1").await.expect("nothing was stopped");
+        let stop = Stop { term: Term(1), deadline_ms: 60_000, leader, ..Stop::default() };
         // Whether it runs cannot be seen: then it is not said to be stopped.
         let pid_file = c.nodes[p].config.data_dir.join("data/postmaster.pid");
         let may_be_read =
@@ -672,7 +681,7 @@ fn a_switchover_stops_cleanly_and_the_old_primary_follows_without_rewind() {
         until("the next look", async || (connections() > before).then_some(())).await;
         signal(dead, Signal::SIGKILL);
         until("its death", async || (!postgres_of(&data).contains(&dead)).then_some(())).await;
-        let stop = Stop { term, deadline_ms: 60_000, only_if_hung: false };
+        let stop = Stop { term, deadline_ms: 60_000, ..Stop::default() };
         let stopped: Stopped = c.post(others[0], "stop", &stop).await.unwrap();
         assert_eq!((stopped.clean, writing_postgres_of(&data)), (false, Vec::new()));
     });

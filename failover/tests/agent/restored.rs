@@ -171,7 +171,7 @@ fn twins_that_began_at_one_place_are_told_apart_by_who_began_them() {
         let (a, b) = ((p + 1) % 3, (p + 2) % 3);
         c.until_replayed(p, &[a, b]).await;
         // A switchover: all three end at the same place.
-        let stop = Stop { term: Term(1), deadline_ms: 60_000, only_if_hung: false };
+        let stop = Stop { term: Term(1), deadline_ms: 60_000, ..Stop::default() };
         let end = c.post::<Stopped>(p, "stop", &stop).await.unwrap().end;
         c.crash_agent(p).await;
         let (begun, revision) = c.begin().await;

@@ -17,6 +17,7 @@ impl World {
             if self.etcd_up() && self.reachable(n) && !self.lost() {
                 self.register(n);
                 self.nodes[n].view = Some(self.records.clone());
+                self.nodes[n].leader = self.leader.map(|(_, since, _)| since);
                 let term = self.records.term.as_ref().map(|t| &t.value);
                 let open = term.filter(|t| matches!(t.phase, Phase::Active | Phase::Draining)).map(|t| t.term);
                 self.nodes[n].opened = self.nodes[n].opened.max(open.unwrap_or_default());

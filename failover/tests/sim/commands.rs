@@ -8,6 +8,7 @@ use failover::api::{
     Arm, Armed, CatchUp, Frozen, Open, Opened, Position, Prepared, Promote, Promoted, Refused, Relaxed, Stopped,
 };
 use failover::fsm::action::{Command, CommandError, Reply};
+use failover::fsm::agent::later_leader;
 use failover::fsm::sync_set;
 use failover::record::{Phase, PrimaryRecord};
 
@@ -92,7 +93,11 @@ impl World {
             }
             Command::Open(order) => self.open(n, order),
             Command::Checkpoint(_) => Ok(Reply::Done),
-            Command::Stop(_) => {
+            Command::Stop(order) => {
+                if let Some(newest) = later_leader(order.leader, self.nodes[n].leader) {
+                    let (node, leader) = (name(n), order.leader);
+                    return Err(CommandError::Refused(Refused::EarlierLeader { node, leader, newest }));
+                }
                 if self.nodes[n].serves(term) {
                     self.nodes[n].stop();
                     self.nodes[n].clean = true;

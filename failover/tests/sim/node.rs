@@ -91,6 +91,8 @@ pub(crate) struct Node {
     /// A primary's commits up to here are acknowledged.
     pub(crate) released: usize,
     pub(crate) view: Option<Records>,
+    /// The revision of the latest leader that it has read of.
+    pub(crate) leader: Option<i64>,
     pub(crate) ordered: Option<(usize, Term)>,
     /// Whom it takes for the primary, and when its agent and its PostgreSQL last answered.
     pub(crate) seen: Option<(NodeId, Term, Instant, Instant)>,
@@ -145,6 +147,7 @@ impl Node {
             examined: None,
             released: 0,
             view: None,
+            leader: None,
             ordered: None,
             seen: None,
             not_streaming_since: Instant::default(),
