@@ -67,6 +67,7 @@ impl Agent {
 
     /// `/agent/recover`.
     pub(super) async fn recover(&self, order: &Recover) -> Result<Frozen, CommandError> {
+        self.must_have_our_data()?;
         self.promise(order.term)?;
         let node = self.env.config.node.clone();
         if self.state.look(|o| o.fenced) {

@@ -86,8 +86,14 @@ impl Agent {
         self.state.look(|o| o.system_id.as_deref().is_some_and(|have| want.is_some_and(|want| want != have)))
     }
 
+    /// Before a promise: of another cluster's terms it may be a higher one, and its PostgreSQL is none of ours to stop.
+    pub(super) fn must_have_our_data(&self) -> Result<(), CommandError> {
+        if self.has_foreign_data() { Err(self.wrong_state("with this cluster's data")) } else { Ok(()) }
+    }
+
     /// `/agent/freeze`. `is_stopped`: see [`crate::api::Freeze`].
     pub(super) async fn freeze(&self, term: Term, is_stopped: bool) -> Result<Frozen, CommandError> {
+        self.must_have_our_data()?;
         self.promise(term)?;
         self.must_not_be_its_primary(term)?;
         self.must_be_alone()?;

@@ -101,9 +101,7 @@ impl Agent {
         if self.state.look(|o| o.fenced) {
             return Err(Refused::Fenced { node }.into());
         }
-        if self.has_foreign_data() {
-            return Err(self.wrong_state("with this cluster's data"));
-        }
+        self.must_have_our_data()?;
         let Some(timeline) = order.term.timeline() else { return Err(self.wrong_state("below term 2^32")) };
         let Ok(names) = order.sync_names.parse::<SyncNames>() else {
             return Err(self.wrong_state("given names that pgtenure wrote"));

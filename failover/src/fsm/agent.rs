@@ -169,7 +169,10 @@ impl Because {
     /// What an operator must be told; `None` when nothing is wrong.
     pub const fn trouble(self) -> Option<&'static str> {
         match self {
-            Self::ForeignData => Some("the data directory belongs to another cluster (its system identifier differs)"),
+            Self::ForeignData => Some(
+                "the data directory belongs to another cluster (its system identifier differs); to join this one, empty \
+                 agent.data_dir, with agent.json",
+            ),
             Self::UnknownCluster => {
                 Some("etcd knows no term, but this cluster has had one: was etcd lost or restored?")
             }

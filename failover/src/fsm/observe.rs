@@ -230,7 +230,7 @@ impl Observed {
     /// a newer one.
     pub fn lost_policy(&self, now: Instant, settings: &Settings) -> Option<(PolicyRecord, Vec<NodeId>)> {
         let have = self.policy()?.epoch;
-        let told = self.agents.values().filter_map(|a| a.state.as_ref()?.policy.as_ref());
+        let told = self.agents.values().filter_map(|a| self.of_this_cluster(a)?.policy.as_ref());
         let known = told.filter(|p| p.epoch > have).max_by_key(|p| p.epoch)?;
         let unheard = |n: &&NodeId| self.reachable(n, now, settings).is_none();
         Some((known.clone(), self.records.members.keys().filter(unheard).cloned().collect()))
@@ -259,6 +259,11 @@ impl Observed {
         told.filter(|have| self.records.system_id.as_ref().is_some_and(|want| want != *have))
     }
 
+    /// What an agent told last, unless its data is another cluster's: then so are the terms and the policy that it remembers.
+    pub(super) fn of_this_cluster<'a>(&self, agent: &'a Agent) -> Option<&'a AgentState> {
+        agent.state.as_ref().filter(|s| self.foreign(s.system_id.as_ref()).is_none())
+    }
+
     /// The node as a standby that streams the current term's timeline from its primary.
     pub fn streaming(&self, node: &NodeId, now: Instant, settings: &Settings) -> Option<&Standby> {
         let term = self.term()?;
@@ -268,7 +273,8 @@ impl Observed {
 
     /// The node as a standby that has WAL of `term`'s timeline.
     pub fn on_timeline(&self, node: &NodeId, term: Term, now: Instant, settings: &Settings) -> Option<&Standby> {
-        match &self.reachable(node, now, settings)?.postgres {
+        let state = self.reachable(node, now, settings).filter(|s| self.foreign(s.system_id.as_ref()).is_none())?;
+        match &state.postgres {
             PostgresState::Standby(s) if Some(s.timeline) == term.timeline() => Some(s),
             _ => None, // any other state holds no WAL of that timeline that a commit may count on
         }

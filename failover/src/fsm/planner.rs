@@ -283,10 +283,6 @@ impl Planner {
     fn take_report(&mut self, now: Instant, state: crate::api::AgentState) {
         let since = self.listening.filter(|(_, last)| now.since(*last) <= self.settings.settle).map(|(since, _)| since);
         self.listening = Some((since.unwrap_or(now), now));
-        self.promised = self.promised.max(state.promise);
-        if state.opened > self.opened {
-            (self.opened, self.opened_known_at) = (state.opened, now);
-        }
         if let (PostgresState::Primary(p), Some(term)) = (&state.postgres, self.seen.term())
             && term.node.as_ref() == Some(&state.node)
             && Some(p.timeline) == term.term.timeline()
@@ -301,6 +297,22 @@ impl Planner {
             }
         }
         self.seen.hear(now, state);
+        self.note_known_terms(now);
+    }
+
+    /// What agents have promised and read as open. Not before it is known whose data is this cluster's: what another one's
+    /// agent remembers would never be forgotten again.
+    fn note_known_terms(&mut self, now: Instant) {
+        if self.seen.read_at.is_none() || self.seen.term().is_none() {
+            return;
+        }
+        let told = || self.seen.agents.values().filter_map(|a| self.seen.of_this_cluster(a));
+        let promised = told().map(|s| s.promise).max().unwrap_or_default();
+        let opened = told().map(|s| s.opened).max().unwrap_or_default();
+        self.promised = self.promised.max(promised);
+        if opened > self.opened {
+            (self.opened, self.opened_known_at) = (opened, now);
+        }
     }
 
     fn take_records(&mut self, now: Instant, sent_at: Instant, records: Records, out: &mut Vec<Action>) {
@@ -320,6 +332,7 @@ impl Planner {
         }
         self.note_term(now, &records);
         self.seen.read(now, sent_at, records);
+        self.note_known_terms(now);
         self.settle_pending(now, sent_at, out);
         if self.pending.is_none() {
             self.notice_superseded(now, out);
@@ -534,7 +547,8 @@ impl Planner {
 
     /// Why there is no term.
     pub(super) fn no_cluster(&self) -> Blocker {
-        match self.promised {
+        let told = self.seen.agents.values().filter_map(|a| self.seen.of_this_cluster(a)).map(|s| s.promise);
+        match told.max().unwrap_or_default().max(self.promised) {
             Term(0) => Blocker::NoCluster,
             promised => Blocker::RecordsLost { promised },
         }

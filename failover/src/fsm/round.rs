@@ -341,7 +341,11 @@ impl Planner {
         out: &mut Vec<Action>,
     ) {
         if let Err(CommandError::Refused(crate::api::Refused::LowerTerm { promised, .. })) = &result {
-            self.promised = self.promised.max(*promised);
+            let agent = self.seen.agents.get(node);
+            // One with another cluster's data has promised another cluster's term.
+            if agent.is_none_or(|a| a.state.is_none() || self.seen.of_this_cluster(a).is_some()) {
+                self.promised = self.promised.max(*promised);
+            }
             out.push(Action::Read);
         }
         match kind {

@@ -44,6 +44,28 @@ fn idle_connections_to_an_agents_port_keep_no_order_out() {
 }
 
 #[test]
+fn an_agent_with_another_clusters_data_promises_nothing_and_stops_nothing() {
+    unprivileged("strangers::an_agent_with_another_clusters_data_promises_nothing_and_stops_nothing", async {
+        let mut c = Cluster::new(22690, 1, Mode::Async, 0);
+        let p = c.bootstrap().await;
+        let (mut init, _) = c.record::<InitRecord>(c.keys.init()).await.unwrap();
+        init.system_id = Some("another".into());
+        let put = failover::store::Txn::new().put(c.keys.init(), serde_json::to_vec(&init).unwrap());
+        assert!(failover::store::Store::txn(&c.store, put).await.unwrap().succeeded);
+        let noticed = |s: &AgentState| s.trouble.as_ref().filter(|t| t.contains("another cluster")).map(drop);
+        c.until_state(p, "its data to be another cluster's", noticed).await;
+        let promise = c.state(p).await.promise;
+        let recover = failover::api::Recover { term: Term(9) };
+        let orders = [c.freeze(p, Term(9)).await, c.post::<Frozen>(p, "recover", &recover).await];
+        for refused in orders.map(Result::unwrap_err) {
+            assert!(refused.starts_with("409") && refused.contains("with this cluster's data"), "{refused}");
+        }
+        assert_eq!(c.state(p).await.promise, promise);
+        assert_eq!(c.value(p, "SELECT pg_is_in_recovery()").await, "f");
+    });
+}
+
+#[test]
 fn a_role_that_a_rule_admits_receives_wal_and_keeps_nobody_out() {
     unprivileged("strangers::a_role_that_a_rule_admits_receives_wal_and_keeps_nobody_out", async {
         let mut c = Cluster::new(22600, 2, Mode::Strict, 1);
