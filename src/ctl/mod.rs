@@ -72,7 +72,8 @@ pub fn run(command: Command) -> ExitCode {
         eprintln!("pgtenure: not an operator's command");
         return ExitCode::from(EXIT_FAILED);
     };
-    let outcome = runtime.block_on(ask(&target, &request));
+    let begun = Instant::now();
+    let mut outcome = runtime.block_on(ask_for(&target, &request, first_patience(&request)));
     let unled = match &outcome {
         Ok(Err(error)) => matches!(error, CallError::NoLeader(_) | CallError::Unreachable(_)),
         Err(_) => true, // etcd, most likely: it would have named the leader
@@ -83,6 +84,10 @@ pub fn run(command: Command) -> ExitCode {
         && let Some(seen) = runtime.block_on(seen_by_any(&target))
     {
         return finish_unled(&target, &request, &seen);
+    }
+    // Nobody else tells anything.
+    if outcome.as_ref().is_err_and(is_passing) && first_patience(&request) < ETCD_BOUND {
+        outcome = runtime.block_on(ask_for(&target, &request, ETCD_BOUND.saturating_sub(begun.elapsed())));
     }
     match (outcome, moved) {
         (Ok(Err(CallError::Refused(answer))), Some(node)) => finish_moved(&target, &node, &answer),
@@ -152,13 +157,18 @@ fn finish_moved(target: &TargetArgs, node: &str, answer: &Value) -> ExitCode {
 /// Ask the leading manager, whichever it is by the time that one can be asked: after a manager's death its successor
 /// leads within its lease. Nothing was sent in the cases that are tried again.
 async fn ask(target: &TargetArgs, request: &Request) -> Result<Result<Value, CallError>> {
+    ask_for(target, request, ETCD_BOUND).await
+}
+
+/// The same, with an etcd that does not answer asked again for `patience`.
+async fn ask_for(target: &TargetArgs, request: &Request, patience: Duration) -> Result<Result<Value, CallError>> {
     let start = Instant::now();
     let cluster = meant(target)?;
     loop {
         let outcome = match admin(target).await {
             Ok(Some(admin)) => send(&admin, request, cluster.as_deref()).await,
             Ok(None) => Err(CallError::NoLeader("etcd names none".to_owned())),
-            Err(e) if is_passing(&e) && start.elapsed() <= ETCD_BOUND => {
+            Err(e) if is_passing(&e) && start.elapsed() < patience => {
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;
             }
@@ -175,6 +185,12 @@ async fn ask(target: &TargetArgs, request: &Request) -> Result<Result<Value, Cal
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// How long to ask etcd before anybody else: of the status a manager that does not lead tells as well, and what it tells then is wanted
+/// at once.
+fn first_patience(request: &Request) -> Duration {
+    if request.path == "/status" { Duration::ZERO } else { ETCD_BOUND }
 }
 
 /// Did etcd not answer, which it may do the next time?
@@ -394,6 +410,14 @@ mod tests {
         assert!(is_passing(&wrong(StoreError::Unavailable { what, why: why.clone() }).unwrap_err()));
         assert!(!is_passing(&wrong(StoreError::Refused { what, why }).unwrap_err()));
         assert!(!is_passing(&anyhow::anyhow!("give --config FILE or --admin URL")));
+    }
+
+    #[test]
+    fn the_status_does_not_wait_for_an_etcd_that_is_away_and_everything_else_does() {
+        let request = |method, path: &str| Request { method, path: path.to_owned(), show: render::status };
+        assert_eq!(first_patience(&request(Method::Get, "/status")), Duration::ZERO);
+        assert_eq!(first_patience(&request(Method::Get, "/history")), ETCD_BOUND);
+        assert_eq!(first_patience(&request(Method::Post(json!({})), "/ops/switchover")), ETCD_BOUND);
     }
 
     #[test]
