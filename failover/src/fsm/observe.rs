@@ -6,7 +6,7 @@
 use crate::api::{AgentState, KNOCK, PostgresState, Sighting, Standby};
 use crate::fsm::blocker::Blocker;
 use crate::fsm::doubt::Doubts;
-use crate::fsm::stuck::Progress;
+use crate::fsm::stuck::{Held, Progress};
 use crate::fsm::timers::Settings;
 use crate::record::{
     FenceRecord, JournalRecord, MaintenanceRecord, MemberRecord, PauseRecord, Phase, PolicyRecord, PrimaryRecord,
@@ -338,7 +338,9 @@ impl Observed {
     /// It answers, but can it commit?
     fn able(&self, now: Instant, state: &AgentState, settings: &Settings) -> Health {
         let Some(stuck) = self.stuck(settings) else { return Health::Well };
-        let mut others = self.no_better(&state.node, now, settings);
+        // Behind a disk that hangs its agent can do nothing.
+        let may_return = stuck.what == Held::Quorum;
+        let mut others = self.no_better(&state.node, may_return, now, settings);
         // One agent's word alone is no reason.
         others.extend(self.contradicts(&state.node, &stuck, now, settings));
         if !others.is_empty() {
@@ -362,7 +364,7 @@ impl Observed {
         if !observers.is_empty() {
             return Some(Blocker::PrimaryAnswersOthers { node, for_ms, observers });
         }
-        let others = self.no_better(&node, now, settings);
+        let others = self.no_better(&node, true, now, settings);
         (!others.is_empty()).then_some(Blocker::PrimaryHung { node, for_ms, limit_ms, others })
     }
 

@@ -9,7 +9,7 @@ use crate::api::{PostgresState, Primary};
 use crate::fsm::observe::{Observed, millis};
 use crate::fsm::sync_set;
 use crate::fsm::timers::Settings;
-use crate::record::PolicyRecord;
+use crate::record::{Mode, PolicyRecord};
 use cluster::{Instant, Lsn, NodeId, Term};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -127,10 +127,18 @@ impl Observed {
     }
 
     /// Why a failover would not be better: the nodes that would carry it and what is wrong with each; empty when
-    /// enough of them can flush WAL.
-    pub(super) fn no_better(&self, primary: &NodeId, now: Instant, settings: &Settings) -> Vec<String> {
+    /// enough of them can flush WAL. `may_return`: once it is stopped the old primary can be one of those that a new term needs.
+    pub(super) fn no_better(
+        &self,
+        primary: &NodeId,
+        may_return: bool,
+        now: Instant,
+        settings: &Settings,
+    ) -> Vec<String> {
         let (Some(policy), Some(term)) = (self.policy(), self.term()) else { return vec!["no policy is known".into()] };
-        let needed = sync_set::needed(policy, Some(primary)).max(sync_set::open_quorum(policy) as usize + 1);
+        // In available mode a term opens alone if it must.
+        let to_open = if policy.mode == Mode::Available { 1 } else { sync_set::open_quorum(policy) as usize + 1 };
+        let needed = sync_set::needed(policy, Some(primary)).max(to_open);
         let mut wrong = Vec::new();
         let mut well = 0;
         let mut unwilling = Vec::new();
@@ -150,6 +158,9 @@ impl Observed {
             return Vec::new();
         }
         wrong.extend(unwilling);
+        if wrong.is_empty() && well + usize::from(may_return) < needed {
+            wrong.push(format!("only {well} of the {needed} nodes that a new term needs can be there"));
+        }
         wrong
     }
 
@@ -207,7 +218,7 @@ impl Observed {
 mod tests {
     use super::*;
     use crate::api::Follower;
-    use crate::record::{Limits, Mode};
+    use crate::record::Limits;
     use cluster::TimelineId;
 
     fn primary(flush: u64, followers: &[(&str, u64)]) -> Primary {
