@@ -466,6 +466,11 @@ pub enum Blocker {
         /// That node.
         node: NodeId,
     },
+    /// Nobody else could take over: only the primary votes.
+    NoOtherVoter {
+        /// The primary.
+        node: NodeId,
+    },
     /// Only a node that is never promoted by itself would do.
     NeverPromoted {
         /// The node.
@@ -562,6 +567,7 @@ impl Blocker {
             Self::NotFenced { .. } => "not_fenced",
             Self::NeverPromoted { .. } => "never_promoted",
             Self::TargetDoesNotVote { .. } => "target_does_not_vote",
+            Self::NoOtherVoter { .. } => "no_other_voter",
             Self::DelayedVoter { .. } => "delayed_voter",
             Self::BegunTwice { .. } => "begun_twice",
             Self::CandidateLost { .. } => "candidate_lost",

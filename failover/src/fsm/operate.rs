@@ -143,6 +143,9 @@ impl Planner {
                 },
             }
         }
+        if best.is_none() && blockers.is_empty() {
+            blockers.push(Blocker::NoOtherVoter { node: primary.clone() });
+        }
         best.map(|(_, node)| node).ok_or(blockers)
     }
 

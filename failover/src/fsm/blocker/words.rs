@@ -247,6 +247,9 @@ impl fmt::Display for Blocker {
                 f,
                 "{node} does not vote, so that it may lack commits that were promised; --allow-data-loss takes what it has"
             ),
+            Self::NoOtherVoter { node } => {
+                write!(f, "{node} is the only voter: give another node a vote first (pgtenure policy --voters)")
+            }
             Self::DelayedVoter { node, delay_ms } => write!(
                 f,
                 "{node} replays {delay_ms} ms later (agent.apply_delay): who votes must be able to take over at once"
