@@ -56,8 +56,8 @@ pub(crate) struct Memory {
     pub(crate) quarantine: Option<Position>,
     /// pg_rewind was begun. Until it is cleared, the data directory must not be started.
     pub(crate) rewinding: bool,
-    /// Of a directory so marked: no rewind was begun, it is whole. Its WAL is examined for each primary that it might be
-    /// replaced under.
+    /// Of a directory so marked: no rewind has changed anything, it is whole. Its WAL is examined for each primary that it
+    /// might be replaced under.
     pub(crate) condemned: bool,
     /// The WAL past this fork was examined, saved and reported.
     pub(crate) examined: Option<Fork>,

@@ -65,13 +65,20 @@ impl Agent {
             postgres::remove(&self.env.layout.data().join(signal))
                 .map_err(file("standby.signal could not be removed"))?;
         }
-        self.remember(|m| (m.rewinding, m.condemned) = (true, false)).map_err(file("the mark could not be written"))?;
+        self.remember(|m| (m.rewinding, m.condemned) = (true, true)).map_err(file("the mark could not be written"))?;
         tracing::info!(
             node = %self.env.config.node, term = source.term.0, timeline = parted.timeline.0, lsn = %parted.lsn, "rewinding"
         );
         let changed = AtomicBool::new(false);
+        // Until then its WAL can be examined for another primary; pg_rewind ends with the agent, so it changes nothing unseen.
+        let spoil = || self.remember(|m| m.condemned = false).map_err(file("the mark could not be written"));
         let look = |line: &str| {
-            changed.fetch_or(line.contains(CHANGES_BEGIN), Ordering::Relaxed);
+            if line.contains(CHANGES_BEGIN)
+                && !changed.swap(true, Ordering::Relaxed)
+                && let Err(error) = spoil()
+            {
+                tracing::error!(node = %self.env.config.node, %error, "the rewind's mark could not be written");
+            }
         };
         let mut command = self.env.program("pg_rewind");
         // Up to 13 it makes a temporary table at the source.
@@ -87,14 +94,18 @@ impl Agent {
             let unreachable =
                 matches!(&error, ToolError::Failed { stderr, .. } if stderr.contains("connection to server"));
             if !changed.load(Ordering::Relaxed) && (unreachable || matches!(error, ToolError::Start { .. })) {
-                self.remember(|m| m.rewinding = false).map_err(file("the mark could not be cleared"))?;
+                self.remember(|m| (m.rewinding, m.condemned) = (false, false))
+                    .map_err(file("the mark could not be cleared"))?;
+            }
+            if changed.load(Ordering::Relaxed) {
+                spoil()?;
             }
             return Err(error.into());
         }
         let floor = self.floor(source).await?;
         self.remember(|m| {
             m.quarantine = Some(floor);
-            m.rewinding = false;
+            (m.rewinding, m.condemned) = (false, false);
             m.examined = None;
         })
         .map_err(file("the mark could not be cleared"))?;
