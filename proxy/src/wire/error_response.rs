@@ -312,7 +312,8 @@ impl ClientError {
                 commit_unresolved(node, *term, mark, *why, *doubt)
             }
             Self::SessionLost { node, lost } => session_lost(node, lost),
-            Self::ResultChanged => error(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"),
+            Self::ResultChanged => error(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type")
+                .routine("RevalidateCachedQuery"),
             Self::SettingsRefused { node, why } => settings_refused(node, why),
             Self::NotOnStandby { node, what } => not_on_standby(node, what),
             Self::InFailedTransaction => error(
@@ -321,7 +322,7 @@ impl ClientError {
             ),
             Self::Cancelled => error(SqlState::QUERY_CANCELED, "canceling statement due to user request"),
             Self::DuplicateStatement { name } => duplicate_statement(name),
-            Self::BadBind { what } => error(SqlState::PROTOCOL_VIOLATION, what.clone()),
+            Self::BadBind { what } => error(SqlState::PROTOCOL_VIOLATION, what.clone()).routine("exec_bind_message"),
             Self::UnknownStatement { name } => unknown_statement(name),
             Self::StatementBytes { limit, configured } => statement_bytes(*limit, *configured),
             Self::Unsupported { feature } => {
@@ -474,14 +475,15 @@ fn settings_refused(node: &NodeId, why: &str) -> Report {
 
 fn duplicate_statement(name: &str) -> Report {
     error(SqlState::DUPLICATE_PREPARED_STATEMENT, format!("prepared statement \"{name}\" already exists"))
+        .routine("StorePreparedStatement")
 }
 
 fn unknown_statement(name: &str) -> Report {
-    let message = match name {
-        "" => "unnamed prepared statement does not exist".to_owned(),
-        name => format!("prepared statement \"{name}\" does not exist"),
-    };
-    error(SqlState::INVALID_SQL_STATEMENT_NAME, message)
+    let unknown = |message: String| error(SqlState::INVALID_SQL_STATEMENT_NAME, message);
+    match name {
+        "" => unknown("unnamed prepared statement does not exist".to_owned()),
+        name => unknown(format!("prepared statement \"{name}\" does not exist")).routine("FetchPreparedStatement"),
+    }
 }
 
 fn statement_bytes(limit: usize, configured: usize) -> Report {

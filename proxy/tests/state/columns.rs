@@ -4,6 +4,7 @@
 use super::common::prepared::{prepare, server_parses, use_it, used};
 use super::common::raw::{Raw, bind, block, close, describe, execute, ok, parse, sync, two_servers, value, words};
 use super::common::{self, wait_for};
+use proxy::wire::backend;
 use proxy::wire::startup::cancel_request;
 use std::io::Write;
 
@@ -93,6 +94,43 @@ fn knows(client: &mut Raw, text: &str) {
         sync(out);
     });
     assert_eq!(words(&client.until_ready()), "t | T | Z I");
+}
+
+/// The error that using a statement ends with: its code, its words, and the routine that says it.
+fn refused(client: &mut Raw, name: &str) -> [String; 3] {
+    client.write(|out| use_it(out, name));
+    let (kind, frame) = client.frame().expect("an answer");
+    assert_eq!(kind, b'E');
+    assert_eq!(words(&client.until_ready()), "Z I");
+    let fields = backend::fields(&frame);
+    [fields.code, fields.message, fields.routine].map(|field| String::from_utf8_lossy(field).into_owned())
+}
+
+/// Drivers know it by its routine alone, close the statement then, and prepare it again.
+#[test]
+fn who_is_refused_for_other_columns_is_told_all_that_postgresql_tells() {
+    let c = two_servers();
+    c.nodes[0].psql("create table shape(a int); grant all on shape to app");
+    let mut direct = Raw::login(c.nodes[0].port, &[]);
+    // Two that share it, and one that has described it and comes to a server without it.
+    let [mut first, mut second, mut moved] = [(); 3].map(|()| Raw::login(c.port, &[]));
+    for client in [&mut direct, &mut first, &mut second] {
+        assert_eq!(prepare(client, "s", TEXT), "1 | Z I");
+        assert_eq!(used(client, "s"), "2 | C SELECT 0 | Z I");
+    }
+    knows(&mut moved, "select * from shape where true");
+    c.nodes[0].psql("alter table shape add b int");
+    let want = refused(&mut direct, "s");
+    assert_eq!(want[2], "RevalidateCachedQuery");
+    assert_eq!(refused(&mut first, "s"), want);
+    assert_eq!(refused(&mut second, "s"), want);
+    let mut busy = block(&c);
+    assert_eq!(refused(&mut moved, "s"), want);
+    ok(&mut busy, "commit");
+    // Nor is a name that is not there known by anything else.
+    let want = refused(&mut direct, "none");
+    assert_eq!(want[2], "FetchPreparedStatement");
+    assert_eq!(refused(&mut first, "none"), want);
 }
 
 /// The same text means another table in another database, and on a server where a temporary one hides the table.

@@ -35,6 +35,8 @@ pub struct Report {
     pub detail: Option<String>,
     /// Advice.
     pub hint: Option<&'static str>,
+    /// The routine of PostgreSQL that says the same there: drivers know some errors by nothing else.
+    pub routine: Option<&'static str>,
     /// It is for a client before protocol 3, which could not read it in another form than its own.
     pub old: bool,
 }
@@ -46,6 +48,10 @@ impl Report {
 
     pub(in crate::wire) fn hint(self, hint: &'static str) -> Self {
         Self { hint: Some(hint), ..self }
+    }
+
+    pub(in crate::wire) fn routine(self, routine: &'static str) -> Self {
+        Self { routine: Some(routine), ..self }
     }
 
     /// Append an ErrorResponse message. A NUL inside a text would end its field early and shift the rest, so it is
@@ -72,6 +78,9 @@ impl Report {
         if let Some(hint) = self.hint {
             field(b'H', hint);
         }
+        if let Some(routine) = self.routine {
+            field(b'R', routine);
+        }
         out.push(0);
         let length = u32::try_from(out.len() - start - 1).expect("a few short texts are far below 4 GiB");
         out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
@@ -79,7 +88,8 @@ impl Report {
 }
 
 pub(in crate::wire) fn error(sqlstate: SqlState, message: impl Into<String>) -> Report {
-    Report { severity: Severity::Error, sqlstate, message: message.into(), detail: None, hint: None, old: false }
+    let (severity, message) = (Severity::Error, message.into());
+    Report { severity, sqlstate, message, detail: None, hint: None, routine: None, old: false }
 }
 
 pub(in crate::wire) fn fatal(sqlstate: SqlState, message: impl Into<String>) -> Report {

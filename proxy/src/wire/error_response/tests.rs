@@ -259,6 +259,24 @@ fn an_error_response_is_framed_as_the_protocol_says() {
     assert_eq!(&body[4..], b"SFATAL\0VFATAL\0C08P01\0Mab\0\0");
 }
 
+/// Drivers prepare a statement again when the routine tells them to, and know that by nothing else.
+#[test]
+fn what_postgresql_says_of_prepared_statements_names_its_routine() {
+    let unknown = |name: &str| ClientError::UnknownStatement { name: name.into() };
+    for (error, want) in [
+        (ClientError::ResultChanged, Some("RevalidateCachedQuery")),
+        (unknown("s"), Some("FetchPreparedStatement")),
+        (unknown(""), None),
+        (ClientError::DuplicateStatement { name: "s".into() }, Some("StorePreparedStatement")),
+        (ClientError::Cancelled, None),
+    ] {
+        let mut out = Vec::new();
+        error.encode(&mut out);
+        let fields = crate::wire::backend::fields(&out);
+        assert_eq!(fields.routine, want.unwrap_or("").as_bytes(), "{error:?}");
+    }
+}
+
 #[test]
 fn a_client_before_protocol_3_reads_its_own_form() {
     let text = |major| {
