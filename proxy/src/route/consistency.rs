@@ -143,9 +143,14 @@ impl Causality {
         self.seen.has_any()
     }
 
-    /// A read goes to the primary of `term`, which may not show that after as long as reads wait for it.
+    /// A statement goes to the primary of `term`, which may not show that after as long as statements wait for it.
     pub fn misses(&mut self, term: Term) {
         self.seen.give_up(term);
+    }
+
+    /// Which standby, if one has, has shown what the primary may miss, and when: for the client, which is told once.
+    pub fn take_untold(&mut self) -> Option<(Option<NodeId>, Instant)> {
+        self.seen.take_untold()
     }
 
     /// Should the primary be asked for its position before the session's next statement? `each_write`: after each

@@ -440,7 +440,8 @@ pub fn proven(
 /// it would find nothing to write to, or show less, where that is missing.
 ///
 /// # Errors
-/// The primary may not show all of it yet: for how long the statement waits for that at most, and when it was read.
+/// The primary may not show all of it yet: for how long the statement waits for that at most, and when it was read. Behind one
+/// that has waited in vain it does not wait at all.
 pub fn shown(
     promise: &Promise,
     causality: &Causality,
@@ -449,7 +450,10 @@ pub fn shown(
     (since, now): (Instant, Instant),
 ) -> Result<(), (Duration, Instant)> {
     let waited = now.since(since.max(lag.open_since()));
-    confirmed(promise, causality, topology, lag).map_err(|at| (seen::CONFIRM_WAIT.saturating_sub(waited), at))
+    confirmed(promise, causality, topology, lag).map_err(|at| match causality.seen.is_given_up(topology.term) {
+        true => (Duration::ZERO, at),
+        false => (seen::CONFIRM_WAIT.saturating_sub(waited), at),
+    })
 }
 
 /// After what time a statement that waits for a proof may be sent to the primary behind a commit that proves the term.
@@ -494,7 +498,7 @@ fn confirmed(promise: &Promise, causality: &Causality, topology: &Topology, lag:
     match promise.consistency {
         // What proves the primary has waited for the standbys too.
         Consistency::Eventual | Consistency::Bounded | Consistency::Strong => Ok(()),
-        Consistency::Session | Consistency::Global => causality.seen.allows_primary(topology, lag),
+        Consistency::Session | Consistency::Global => causality.seen.is_at_primary(topology, lag),
     }
 }
 
@@ -519,8 +523,11 @@ fn without(
     };
     let (held, waited) = (promise.standby_wait.max(patience), now.since(request.since));
     let left = held.saturating_sub(waited);
-    // A term that has opened meanwhile is given as long.
-    let until_confirmed = (held + seen::CONFIRM_WAIT).saturating_sub(now.since(request.since.max(lag.open_since())));
+    // A term that has opened meanwhile is given as long. What another has waited for in vain is not waited for again.
+    let until_confirmed = match causality.seen.is_given_up(topology.term) {
+        true => Duration::ZERO,
+        false => (held + seen::CONFIRM_WAIT).saturating_sub(now.since(request.since.max(lag.open_since()))),
+    };
     let (target, reason) = match (left.is_zero(), promise.no_standby, confirmed) {
         (false, _, _) => (Target::Wait(left), reason),
         // Nobody may serve it before that is told: without a wait for it, it would fail for as long as it cannot be known.

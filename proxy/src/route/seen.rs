@@ -62,8 +62,10 @@ struct Last {
     covered: Option<Token>,
     /// The newest term that is known to have all of it.
     kept_in: Term,
-    /// In this term a read has waited in vain for the primary to show it: none does so again.
+    /// In this term a statement has waited in vain for the primary to show it: none does so again.
     given_up: Option<Term>,
+    /// The client was told that it was given up in this term.
+    told: Option<Term>,
 }
 
 /// What a session has read at a standby, and may be in no later term.
@@ -166,8 +168,8 @@ impl Seen {
         let before = self.last.as_ref().filter(|_| shows == Shows::Some);
         let term = before.map_or(asked_in, |last| last.term.min(asked_in));
         let kept_in = before.map_or(asked_in, |last| last.kept_in.min(asked_in));
-        let (at, covered, given_up) = (now, None, None);
-        self.last = Some(Last { node, from, started, term, answered_in, at, covered, kept_in, given_up });
+        let (at, covered, given_up, told) = (now, None, None, None);
+        self.last = Some(Last { node, from, started, term, answered_in, at, covered, kept_in, given_up, told });
     }
 
     /// The primary has answered: positions sampled after that cover all that was seen before. Where it was not made sure
@@ -275,21 +277,24 @@ impl Seen {
         }
     }
 
-    /// A read goes to the primary that has waited for long enough: in this term those behind it do not wait again. What it may
-    /// miss is not forgotten: where a later term lacks it the session is told.
+    /// A statement goes to the primary that has waited for long enough: in this term those behind it do not wait again. What it
+    /// may miss is not forgotten: where a later term lacks it the session is told.
     pub(super) fn give_up(&mut self, term: Term) {
         if let Some(last) = &mut self.last {
             last.given_up = Some(term);
         }
     }
 
-    /// May the primary serve the next read?
-    ///
-    /// # Errors
-    /// When the answer came that it may miss.
-    pub(super) fn allows_primary(&self, topology: &Topology, lag: &Lag) -> Result<(), Instant> {
-        let given_up = self.last.as_ref().is_some_and(|last| last.given_up == Some(topology.term));
-        if given_up { Ok(()) } else { self.is_at_primary(topology, lag) }
+    /// Was that done in this term? Then nothing waits for the primary to show it.
+    pub(super) fn is_given_up(&self, term: Term) -> bool {
+        self.last.as_ref().is_some_and(|last| last.given_up == Some(term))
+    }
+
+    /// Who has shown what was given up, if that is known, and when: told once.
+    pub(super) fn take_untold(&mut self) -> Option<(Option<NodeId>, Instant)> {
+        let last = self.last.as_mut().filter(|last| last.given_up.is_some() && last.told != last.given_up)?;
+        last.told = last.given_up;
+        Some((last.node.clone(), last.at))
     }
 
     /// Does the primary show all of it, as far as is known?

@@ -171,7 +171,7 @@ impl Session {
     /// A block at the primary says what it is promised, and that does not show yet what was read at standbys: it waits for that as
     /// if it began now. One that was looked for just now does not.
     fn must_show(&mut self, now: Instant) -> bool {
-        self.says() && self.chosen.is_none() && self.causality.borrow().has_seen() && self.unshown(now).is_some()
+        self.says() && self.chosen.is_none() && self.causality.borrow().has_seen() && self.waits_unshown(now)
     }
 
     /// Where a READ ONLY block that begins now would go.

@@ -6,13 +6,17 @@ use crate::session::batch::Unit;
 use crate::session::client::Session;
 use crate::session::incoming::Step;
 use crate::sql::Access;
-use crate::wire::backend::TxStatus;
+use crate::wire::backend::{self, TxStatus};
 use cluster::lag::ServerStart;
 use cluster::{Instant, NodeId, Role};
 use std::time::Duration;
 
 /// Why a statement waits at a server that the session has already, in metrics.
 const UNCONFIRMED: &str = "unconfirmed";
+
+/// How long a client that is warned of what it may miss has to reckon with that.
+const UNTIL: &str = "The primary has waited in vain for standbys to confirm it. Until they do, or the session reads at a standby \
+                     again, its statements go to the primary all the same.";
 
 impl Session {
     /// May reads behind the unit at the head of the inbox, which is about to be sent, not go by what that shows? It is alone
@@ -48,17 +52,31 @@ impl Session {
 
     /// Does the session's server show all that the session has read at standbys? One was chosen for that. The primary may have
     /// been taken without a look at it, as within a block, or by a statement that had waited long enough for that.
-    fn is_shown(&self) -> bool {
+    fn is_shown(&mut self) -> bool {
         let primary = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Primary);
         if !primary {
             return true;
         }
-        let view = self.w.view.borrow();
-        let mut causality = self.causality.borrow_mut();
         if matches!(self.chosen, Some(Reason::Unconfirmed { .. })) {
-            causality.misses(view.topology.term);
+            self.miss();
         }
-        causality.is_shown_at_primary(&view.topology, &view.lag)
+        let view = self.w.view.borrow();
+        self.causality.borrow_mut().is_shown_at_primary(&view.topology, &view.lag)
+    }
+
+    /// A statement goes to a primary that may not show what the session has read: its client is told so, once.
+    fn miss(&mut self) {
+        let now = self.w.now();
+        let mut causality = self.causality.borrow_mut();
+        causality.misses(self.w.view.borrow().topology.term);
+        // Nothing can be said in the middle of a message: the next one that may miss it tells.
+        if self.relay.mid_frame() {
+            return;
+        }
+        let Some((node, at)) = causality.take_untold() else { return };
+        let at_node = node.map_or_else(|| "at standbys".to_owned(), |node| format!("at {node}"));
+        let text = format!("what was read {at_node} {} ms before may be missing here", now.since(at).as_millis());
+        self.to_client.append(|out| backend::write_warning(out, &text, UNTIL));
     }
 
     /// Must a statement outside of any block, or one that begins a block, wait before it goes to the primary that the session has,
@@ -76,6 +94,11 @@ impl Session {
         let (promise, since) = (self.promise_of_unit(), self.waiting_since.unwrap_or(now));
         let view = self.w.view.borrow();
         route::shown(&promise, &self.causality.borrow(), &view.topology, &view.lag, (since, now)).err()
+    }
+
+    /// Is there a wait for that at all? Behind one that was in vain there is none.
+    pub(super) fn waits_unshown(&mut self, now: Instant) -> bool {
+        self.unshown(now).is_some_and(|(left, _)| !left.is_zero())
     }
 
     /// A statement that needs `access` waits for that, as long as one that has no server yet. `None`: it has.

@@ -59,7 +59,10 @@ fn the_primary_serves_what_was_read_at_a_standby_when_that_is_confirmed() {
     w.causality.misses(Term(7));
     w.causality.saw(at(6030), Shows::Some);
     w.since = Some(at(6040));
-    assert_eq!(w.read(6040), "primary awaiting_sample", "nor again");
+    assert_eq!(w.read(6040), "primary unconfirmed", "nor again, but says so");
+    assert_eq!(w.at(Access::Write, 6040), "primary unconfirmed");
+    assert_eq!(w.causality.take_untold(), Some((Some(node("n2")), at(1010))));
+    assert_eq!(w.causality.take_untold(), None, "it is told once");
     assert!(!w.causality.is_shown_at_primary(&w.topology, &w.lag) && w.causality.read_before(Term(8)));
     let mut w = read_at_n2();
     w.topology.standbys.clear();
