@@ -258,11 +258,8 @@ impl Session {
         for undo in std::mem::take(&mut self.relay.undone) {
             self.undo(undo);
         }
-        for Described { name, text, columns } in std::mem::take(&mut self.relay.described) {
-            if let Some(named) = self.statements.named_mut(&name).filter(|named| named.text.id == text.id) {
-                named.columns = columns;
-                self.statements.described = true;
-            }
+        for Described { name, text, columns, types } in std::mem::take(&mut self.relay.described) {
+            self.statements.told(&name, &text, columns, types);
             if let Some(server) = &mut self.server {
                 server.meta.statements.describe(text.id, columns);
             }

@@ -148,6 +148,14 @@ impl Session {
         if !parsed {
             return;
         }
+        if let Some(tail) = with_types(&text.tail, &named.types).filter(|_| answer.types != *named.types) {
+            // PostgreSQL keeps the types that it has told.
+            let mut texts = self.w.texts.borrow_mut();
+            let kept = texts.for_account(&self.account).single(&tail, text.parse_key);
+            drop(texts);
+            self.statements.replace(name, kept);
+            return;
+        }
         if standby {
             // What changed them may not be replayed there yet. Nobody is to find the statement there that has them.
             server.meta.statements.remove(text.id);
@@ -188,4 +196,10 @@ impl Session {
         }
         may
     }
+}
+
+/// The tail of a Parse message with these types of parameters; `None` when it has them already.
+fn with_types(tail: &[u8], types: &[u8]) -> Option<Vec<u8>> {
+    let (sql, declared) = split_cstring(tail)?;
+    (declared != types).then(|| [sql, &[0], types].concat())
 }

@@ -212,6 +212,8 @@ pub struct Relay {
     pub reported: Vec<Reported>,
     /// Statements whose description has passed.
     pub described: Vec<Described>,
+    /// The types of the parameters that were described last.
+    types: Vec<u8>,
     /// Shared statements whose results have other columns now.
     pub retired: Vec<Rc<Text>>,
     /// All prepared statements were dropped, but for these that were prepared behind it.

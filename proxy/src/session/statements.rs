@@ -254,14 +254,16 @@ pub struct Named {
     pub class: Statement,
     /// The client has described or bound it, so it may know the columns of its result.
     pub used: bool,
-    /// Those that it was told, hashed; 0 before.
+    /// Its parameters and columns that it was told, hashed; 0 before.
     pub columns: u64,
+    /// The types of those parameters, as a Parse message has them.
+    pub types: Box<[u8]>,
 }
 
 impl Named {
     /// A statement that its client has just prepared.
     pub fn new(name: &[u8], text: Rc<Text>, class: Statement) -> Self {
-        Self { name: name.into(), text, alias: None, class, used: false, columns: 0 }
+        Self { name: name.into(), text, alias: None, class, used: false, columns: 0, types: Box::default() }
     }
 
     /// What it takes here; its text is counted for each client that has it.
@@ -271,7 +273,7 @@ impl Named {
 
     /// The same without its text.
     fn own(&self) -> usize {
-        self.name.len() + OVERHEAD_HERE
+        self.name.len() + self.types.len() + OVERHEAD_HERE
     }
 }
 
@@ -320,6 +322,24 @@ impl ClientStatements {
     /// As [`named`](Self::named), to change it.
     pub fn named_mut(&mut self, name: &[u8]) -> Option<&mut Named> {
         self.named.get_mut(name)
+    }
+
+    /// The client was told the parameters and columns of a statement, if the name is still that one's.
+    pub fn told(&mut self, name: &[u8], text: &Text, columns: u64, types: Box<[u8]>) {
+        let Some(named) = self.named.get_mut(name).filter(|named| named.text.id == text.id) else { return };
+        let before = named.types.len();
+        (named.columns, named.types) = (columns, types);
+        let now = named.types.len();
+        (self.bytes, self.own) = (self.bytes - before + now, self.own - before + now);
+        self.described = true;
+    }
+
+    /// The statement of that name is to be prepared by another text from now on.
+    pub fn replace(&mut self, name: &[u8], text: Rc<Text>) {
+        let Some(named) = self.named.get_mut(name) else { return };
+        let (before, now) = (named.text.tail.len(), text.tail.len());
+        named.text = text;
+        self.bytes = self.bytes - before + now;
     }
 
     /// The text of the statement of that name, when it is kept.
@@ -431,7 +451,7 @@ struct Prepared {
     cost: usize,
     /// When it was used last, by a clock that counts uses.
     used: u64,
-    /// The columns that it had there when they were asked for last, hashed; 0 before.
+    /// The parameters and columns that it had there when they were asked for last, hashed; 0 before.
     columns: u64,
 }
 

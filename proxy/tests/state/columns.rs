@@ -5,6 +5,7 @@ use super::common::prepared::{prepare, server_parses, use_it, used};
 use super::common::raw::{Raw, bind, block, close, describe, execute, ok, parse, sync, two_servers, value, words};
 use super::common::{self, wait_for};
 use proxy::wire::backend;
+use proxy::wire::codec::message;
 use proxy::wire::startup::cancel_request;
 use std::io::Write;
 
@@ -131,6 +132,54 @@ fn who_is_refused_for_other_columns_is_told_all_that_postgresql_tells() {
     let want = refused(&mut direct, "none");
     assert_eq!(want[2], "FetchPreparedStatement");
     assert_eq!(refused(&mut first, "none"), want);
+}
+
+/// PostgreSQL keeps the types of parameters from when a statement was prepared, and so must a server that lacks it: drivers send
+/// values in binary by what they were told.
+#[test]
+fn parameters_have_the_types_that_their_client_was_told_on_any_server() {
+    let c = two_servers();
+    for (n, (from, to, value, want)) in [
+        ("int", "bigint", &7_i32.to_be_bytes()[..], "2 | C INSERT 0 1 | Z I"),
+        ("bigint", "float8", &7_i64.to_be_bytes(), "2 | C INSERT 0 1 | Z I"),
+        ("int", "date", &7_i32.to_be_bytes(), "E 42804 | Z I"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let sql = format!("insert into t{n} values ($1)");
+        let mut clients = [c.port, c.nodes[0].port].map(|port| Raw::login(port, &[]));
+        ok(&mut clients[0], &format!("create table t{n}(a {from})"));
+        for client in &mut clients {
+            assert_eq!(prepare(client, "s", &sql), "1 | Z I");
+            client.write(|out| {
+                describe(out, "s");
+                sync(out);
+            });
+            assert_eq!(words(&client.until_ready()), "t | n | Z I");
+        }
+        ok(&mut clients[0], &format!("alter table t{n} drop a; alter table t{n} add a {to}"));
+        // It needs the other connection.
+        let mut other = block(&c);
+        for client in &mut clients {
+            for _ in 0..2 {
+                client.write(|out| {
+                    message(out, b'B', |b| {
+                        b.extend_from_slice(b"\0s\0\0\x01\0\x01\0\x01");
+                        b.extend_from_slice(&(value.len() as u32).to_be_bytes());
+                        b.extend_from_slice(value);
+                        b.extend_from_slice(&[0, 0]);
+                    });
+                    execute(out, "");
+                    sync(out);
+                });
+                assert_eq!(words(&client.until_ready()), want, "{from} to {to}");
+            }
+        }
+        ok(&mut other, "commit");
+        let stored = c.nodes[0].psql(&format!("select count(*) filter (where a::text = '7') from t{n}"));
+        assert_eq!(stored, if want.starts_with('E') { "0" } else { "4" }, "{from} to {to}");
+    }
 }
 
 /// The same text means another table in another database, and on a server where a temporary one hides the table.

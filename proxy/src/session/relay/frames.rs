@@ -47,6 +47,7 @@ impl Relay {
             },
             b't' => {
                 self.local_answers(input, sink);
+                self.note_types(frame);
                 self.pass(input, span, sink)
             }
             b'T' | b'n' => {

@@ -1,6 +1,6 @@
 //! Queries of ours to the server that a session holds: alone in flight, and nothing of their answers is the client's.
 
-use crate::session::relay::described::columns;
+use crate::session::relay::described::{columns, types};
 use crate::session::relay::{Entry, Event, Kind, Relay, Step};
 use crate::wire::backend::{self, fields};
 
@@ -14,7 +14,9 @@ pub struct Hidden {
     pub rows: Vec<Vec<Option<String>>>,
     /// What they took on the wire, bytes.
     pub(super) bytes: usize,
-    /// The columns that were described last, hashed.
+    /// The parameters' types that were described last, as a Parse message has them.
+    pub types: Vec<u8>,
+    /// These parameters and their columns, hashed.
     pub columns: u64,
     /// The ErrorResponse, when it failed.
     pub error: Option<Vec<u8>>,
@@ -64,8 +66,9 @@ impl Relay {
                 return Step::Stop(Event::Hidden);
             }
             b'N' => self.hidden.unreplicated |= fields(frame).routine == b"SyncRepWaitForLSN",
-            b'T' | b'n' => self.hidden.columns = columns(frame),
-            b'C' | b'I' | b'1' | b'3' | b't' => {}
+            b't' => self.hidden.types = types(frame).to_vec(),
+            b'T' | b'n' => self.hidden.columns = columns(&self.hidden.types, frame),
+            b'C' | b'I' | b'1' | b'3' => {}
             _ => return Step::Stop(Event::Violation("an answer to something that was not asked")),
         }
         Step::Pass { shown: false }
