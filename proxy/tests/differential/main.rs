@@ -1,7 +1,7 @@
 //! The same messages to PostgreSQL and through the proxy, in pieces of every size: the answers must be the same,
 //! message for message.
 //!
-//! What is not compared: the fields F, L and R of errors, which name places in a server's source, and the process id
+//! What is not compared: the fields F and L of errors, which name places in a server's source, the field R of some, and the process id
 //! in a notification.
 
 #![allow(unreachable_pub, missing_docs, reason = "a test program has no public interface")]
