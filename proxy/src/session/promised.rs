@@ -27,6 +27,8 @@ use std::time::Duration;
 
 const IN_BLOCK: &str = "a comment within a transaction block cannot set what the block is promised";
 const INSTEAD: &str = "The block keeps what a comment of its BEGIN, or SET LOCAL before its first statement, has said.";
+/// What is said behind a setting that comes too late.
+const LATE: &str = "SET LOCAL counts before the first statement of a block, SET as of the next transaction.";
 
 /// A promise, and what it was worked out from.
 pub(super) struct Promised {
@@ -45,11 +47,6 @@ impl Promised {
     /// Must reads of a session that has set this have seen a position that it names, as far as that was worked out?
     pub(super) fn comes_after(&self, settings: &Shared) -> bool {
         self.promise.after.is_some() || !Arc::ptr_eq(&self.settings, settings)
-    }
-
-    /// Is the client told where its statements go?
-    pub(super) fn explains(&self) -> bool {
-        self.promise.explain_route
     }
 }
 
@@ -74,7 +71,7 @@ impl Session {
     }
 
     /// The same, but for what the unit sets.
-    fn promise_before(&mut self) -> Promise {
+    pub(super) fn promise_before(&mut self) -> Promise {
         match self.hinted.as_deref() {
             Some(hinted) => hinted.promise,
             None => self.promise_of_block().unwrap_or_else(|| self.promise()),
@@ -99,6 +96,9 @@ impl Session {
         }
         if passed.iter().any(|of| !of.is_empty()) {
             self.warn_of_passed(&hints, &passed);
+        }
+        if within && unit.ours {
+            self.warn_of_late(input, unit);
         }
         if hints.is_empty() && local.is_empty() || within && self.fresh.is_none() {
             return None;
@@ -160,6 +160,24 @@ impl Session {
         let durability = passed.iter().any(committed).then_some((hinted::IN_BLOCK, hinted::INSTEAD));
         let promise = passed.iter().any(promised).then_some((IN_BLOCK, INSTEAD));
         self.warn_of_hint(&durability.into_iter().chain(promise).collect::<Vec<_>>());
+    }
+
+    /// Warn of settings of a promise that are given within a block and do not count for it: it keeps what holds as of its BEGIN, or
+    /// what was set for it before its first statement, whatever SHOW says.
+    fn warn_of_late(&mut self, input: &[u8], unit: &Unit) {
+        if self.status() == TxStatus::Failed {
+            return;
+        }
+        let holds = self.promise_of_block().unwrap_or_else(|| self.promise());
+        let late = self.sets_late(input, unit).into_iter().find(|(name, value)| match value {
+            Some(value) => promise::resolve(holds, [(*name, value.as_str())].into_iter()).0 != holds,
+            // What it goes back to is looked for when it does.
+            None => true,
+        });
+        if let Some((name, _)) = late {
+            let text = format!("\"{name}\" does not change what this transaction block is promised");
+            self.warn_of_hint(&[(text, LATE)]);
+        }
     }
 
     /// What the texts of a unit say of themselves, one by one, and behind a BEGIN; nothing when none does. What says nothing is

@@ -91,6 +91,21 @@ impl Session {
         settings
     }
 
+    /// What a unit within a block gives the settings of a promise without effect on that block; `None`: the value of before.
+    pub(super) fn sets_late(&self, input: &[u8], unit: &Unit) -> Vec<(&'static str, Option<String>)> {
+        let (mut late, early) = (Vec::new(), self.fresh.is_some());
+        if unit.tail_left > 0 {
+            return late;
+        }
+        self.each_text(input, unit, |sql| {
+            for name in NAMES {
+                let given = assigned(sql, name).filter(|a| a.scope == Scope::Session || !early);
+                late.extend(given.map(|a| (name, a.value.map(|value| String::from_utf8_lossy(value).into_owned()))));
+            }
+        });
+        late
+    }
+
     /// Does the unit say something of the open block's promise that may still be kept?
     pub(super) fn says(&self) -> bool {
         self.fresh.is_some() && self.hinted.is_some()

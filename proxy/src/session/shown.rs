@@ -321,7 +321,7 @@ impl Session {
             None => Why::Block,
         };
         self.route = Some(Route { node: serving.node, primary, at, why });
-        let explains = self.promised.as_ref().is_some_and(|p| p.explains());
+        let explains = self.promise_before().explain_route;
         // Nothing can be said in the middle of a message.
         if explains && !self.relay.mid_frame() {
             let text = self.show_route();

@@ -17,6 +17,8 @@ fn a_statement_says_for_itself_what_it_may_miss() {
     assert_eq!(last_route(&mut a), "primary n1: as_asked");
     wait_for("a read at the standby", || (value(&mut a, WHERE) == "n2").then_some(()));
     assert_eq!(a.query(&format!("/* pgtenure: read_from=nowhere */ {WHERE}"))[0], "N 01000");
+    assert_eq!(a.query(&format!("/* pgtenure: explain_route=on */ {WHERE}"))[0], "N 00000");
+    assert_eq!(a.query(WHERE)[0], "T");
     // What is not read says so, and goes where any promise is kept; comments of others stand before it, too.
     for (sql, warned) in [
         (format!("/* dao.7 */ {hinted}"), 0),

@@ -90,7 +90,16 @@ fn a_read_only_block_is_promised_what_it_says() {
     ok(&mut c, "begin read only");
     assert_eq!(c.query("set local pgtenure.consistency = 'evntual'"), ["N 01000", "C SET", "Z T"]);
     assert_eq!(value(&mut c, WHERE), "n1");
-    ok(&mut c, "commit");
+    // What comes too late for its block is told, be it for that alone or not.
+    for set in
+        ["set local pgtenure.consistency = 'strong'", "set pgtenure.after = '1-1-0/1'", "reset pgtenure.read_from"]
+    {
+        assert_eq!(c.query(set)[0], "N 01000", "{set}");
+    }
+    let same = "set local pgtenure.consistency = 'session'";
+    assert_eq!(c.query(same)[0], "C SET", "it is what holds");
+    ok(&mut c, "rollback");
+    assert_eq!(c.query("set pgtenure.after = ''")[0], "C SET");
 }
 
 #[test]
