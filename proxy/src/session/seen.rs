@@ -1,5 +1,6 @@
 //! What a session has written and read, as its answers tell: reads behind that must not miss it.
 
+use crate::ledger::entry::hides_notices;
 use crate::metrics::Outcome;
 use crate::route::{self, Consistency, Reason, Shows};
 use crate::session::batch::Unit;
@@ -69,8 +70,9 @@ impl Session {
         let now = self.w.now();
         let mut causality = self.causality.borrow_mut();
         causality.misses(self.w.view.borrow().topology.term);
-        // Nothing can be said in the middle of a message: the next one that may miss it tells.
-        if self.relay.mid_frame() {
+        // Nothing can be said in the middle of a message: the next one that may miss it tells. Or nothing is to be said.
+        let hidden = self.tracking.settings.get("client_min_messages").is_some_and(hides_notices);
+        if hidden || self.relay.mid_frame() {
             return;
         }
         let Some((node, at)) = causality.take_untold() else { return };
