@@ -46,8 +46,6 @@ fn kill_primary(mode: PoolMode) {
     c.psql("create table t(a int); create table u(a int)").unwrap();
     c.replicate();
     let mut logins: Vec<Raw> = (0..11).map(|_| Raw::login(c.port, &[])).collect();
-    // Prepared at a standby its insert would wait until the primary shows as much, which nobody can tell while others write.
-    logins[8] = Raw::login(c.port, &[("pgtenure.read_from", "primary")]);
     let [idle, autocommit, block, commit, rollback, failed, pinned, fresh, ext, quiet, portal] = &mut logins[..] else {
         panic!("eleven sessions")
     };

@@ -490,11 +490,13 @@ async fn standby_position(kept: &mut Kept, member: &Member) -> Option<(Lsn, Serv
 }
 
 /// Where the primary's WAL ends, as inserted and as flushed, and whether the standbys that commits wait for, if any, have all
-/// that it has flushed.
+/// that it has flushed. Without any, whether nobody may have flushed a commit that others do not see yet: who waits for a client, a
+/// lock or a time has not.
 async fn primary_position(kept: &mut Kept, member: &Member) -> Option<(Lsn, Lsn, bool)> {
     let sql = "select pg_current_wal_insert_lsn()::text, current_setting('synchronous_standby_names') = '' \
                and not exists (select from pg_stat_activity where wait_event = 'SyncRep' \
-                               or backend_xid is not null and state = 'active' and wait_event is distinct from 'ClientRead') \
+                               or backend_xid is not null and state = 'active' \
+                               and coalesce(wait_event_type, '') not in ('Client', 'Lock', 'Timeout')) \
                or coalesce(f.here <= (select max(flush_lsn) from pg_stat_replication \
                                       where sync_state in ('sync', 'quorum')), false) \
                , f.here::text from (select pg_current_wal_flush_lsn() as here offset 0) f";
