@@ -71,11 +71,17 @@ impl Session {
     }
 
     /// The same, but for what the unit sets.
-    pub(super) fn promise_before(&mut self) -> Promise {
+    fn promise_before(&mut self) -> Promise {
         match self.hinted.as_deref() {
             Some(hinted) => hinted.promise,
             None => self.promise_of_block().unwrap_or_else(|| self.promise()),
         }
+    }
+
+    /// Is the client told where the unit goes that is sent now? As of what was known of its promise when it was routed.
+    pub(super) fn explains(&self) -> bool {
+        let said = self.hinted.as_deref().map(|said| said.promise).or_else(|| self.promise_of_block());
+        said.or_else(|| self.promised.as_deref().map(|known| known.promise)).is_some_and(|of| of.explain_route)
     }
 
     /// A unit may say for itself what it is promised. `None`: it can be routed.
@@ -97,7 +103,7 @@ impl Session {
         if passed.iter().any(|of| !of.is_empty()) {
             self.warn_of_passed(&hints, &passed);
         }
-        if within && unit.ours {
+        if within {
             self.warn_of_late(input, unit);
         }
         if hints.is_empty() && local.is_empty() || within && self.fresh.is_none() {
@@ -165,7 +171,7 @@ impl Session {
     /// Warn of settings of a promise that are given within a block and do not count for it: it keeps what holds as of its BEGIN, or
     /// what was set for it before its first statement, whatever SHOW says.
     fn warn_of_late(&mut self, input: &[u8], unit: &Unit) {
-        if self.status() == TxStatus::Failed {
+        if !unit.ours || self.status() == TxStatus::Failed {
             return;
         }
         let holds = self.promise_of_block().unwrap_or_else(|| self.promise());

@@ -76,34 +76,32 @@ impl Session {
         self.fresh.and(self.said.as_deref()).map(|said| said.promise)
     }
 
-    /// What a unit sets for its transaction of what reads are promised.
-    pub(super) fn sets_locally(&self, input: &[u8], unit: &Unit) -> Vec<(&'static str, String)> {
-        let mut settings = Vec::new();
+    /// What the texts of a unit give the settings of a promise, and for how long; `None`: the value of before.
+    fn gives(&self, input: &[u8], unit: &Unit) -> Vec<(&'static str, Option<String>, Scope)> {
+        let mut given = Vec::new();
         if !unit.ours || unit.tail_left > 0 {
-            return settings;
+            return given;
         }
         self.each_text(input, unit, |sql| {
             for name in NAMES {
-                let local = assigned(sql, name).filter(|a| a.scope == Scope::Transaction).and_then(|a| a.value);
-                settings.extend(local.map(|value| (name, String::from_utf8_lossy(value).into_owned())));
+                let value = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+                given.extend(assigned(sql, name).map(|a| (name, a.value.map(value), a.scope)));
             }
         });
-        settings
+        given
     }
 
-    /// What a unit within a block gives the settings of a promise without effect on that block; `None`: the value of before.
+    /// What a unit sets for its transaction of what reads are promised.
+    pub(super) fn sets_locally(&self, input: &[u8], unit: &Unit) -> Vec<(&'static str, String)> {
+        let local = self.gives(input, unit).into_iter().filter(|(_, _, scope)| *scope == Scope::Transaction);
+        local.filter_map(|(name, value, _)| Some((name, value?))).collect()
+    }
+
+    /// What a unit within a block sets of it without effect on that block.
     pub(super) fn sets_late(&self, input: &[u8], unit: &Unit) -> Vec<(&'static str, Option<String>)> {
-        let (mut late, early) = (Vec::new(), self.fresh.is_some());
-        if unit.tail_left > 0 {
-            return late;
-        }
-        self.each_text(input, unit, |sql| {
-            for name in NAMES {
-                let given = assigned(sql, name).filter(|a| a.scope == Scope::Session || !early);
-                late.extend(given.map(|a| (name, a.value.map(|value| String::from_utf8_lossy(value).into_owned()))));
-            }
-        });
-        late
+        let early = self.fresh.is_some();
+        let late = self.gives(input, unit).into_iter().filter(|(_, _, scope)| *scope == Scope::Session || !early);
+        late.map(|(name, value, _)| (name, value)).collect()
     }
 
     /// Does the unit say something of the open block's promise that may still be kept?

@@ -321,9 +321,8 @@ impl Session {
             None => Why::Block,
         };
         self.route = Some(Route { node: serving.node, primary, at, why });
-        let explains = self.promise_before().explain_route;
         // Nothing can be said in the middle of a message.
-        if explains && !self.relay.mid_frame() {
+        if self.explains() && !self.relay.mid_frame() {
             let text = self.show_route();
             self.to_client.append(|out| backend::write_notice(out, &text));
         }

@@ -31,7 +31,9 @@ impl Relay {
             return;
         };
         if let Some(of) = &entry.uses {
-            let (columns, types) = (columns(&self.types, frame), self.types.as_slice().into());
+            // Nothing is kept of what may have been long.
+            let types = std::mem::take(&mut self.types).into_boxed_slice();
+            let columns = columns(&types, frame);
             self.described.push(Described { name: of.name.clone(), text: of.text.clone(), columns, types });
         }
     }
