@@ -1,7 +1,8 @@
 //! Where a statement would go, for operators: what its text means, with the database's own functions, and what routing
 //! would decide now.
 
-use crate::pool::policy::dbname;
+use crate::config::PoolMode;
+use crate::pool::policy::{self, dbname};
 use crate::route::hint::{self, Hints};
 use crate::route::{Decision, Target};
 use crate::session::misroute::shape;
@@ -67,11 +68,23 @@ pub struct Asked {
 #[error("the proxy did not answer within {} s", LIMIT.as_secs())]
 pub struct ExplainError;
 
-/// What a text means to a session with PostgreSQL's defaults.
+/// What a text means to a session with PostgreSQL's defaults, by itself.
 pub fn meaning(sql: &[u8], functions: &FunctionTable) -> Meaning {
+    meaning_in(None, sql, functions)
+}
+
+/// The same in a session of this mode; `None`: in any, and of what may hide in its database nothing is held against it.
+fn meaning_in(mode: Option<PoolMode>, sql: &[u8], functions: &FunctionTable) -> Meaning {
     let statement = classify(sql, functions, LexRules::STANDARD);
-    let class = access(&statement);
+    let class = access(mode, &statement);
     let (decided_by, word, because) = match why(sql, functions, LexRules::STANDARD) {
+        Why::ProvenRead if class == Access::Write && statement.strange && statement.pins.is_empty() => {
+            let because = match functions.is_loaded() {
+                true => "functions of the database may leave something in any session, where no text shows them",
+                false => "what it may leave in the session is not known without the database's catalog",
+            };
+            ("unseen", None, because.to_owned())
+        }
         Why::ProvenRead if class == Access::Write => {
             let because = "it leaves something in the session that only one server has";
             ("session_state", None, because.to_owned())
@@ -79,6 +92,10 @@ pub fn meaning(sql: &[u8], functions: &FunctionTable) -> Meaning {
         Why::ProvenRead => ("proven_read", None, "every word is understood and none can write".to_owned()),
         Why::Verb(word) if class == Access::Read => {
             ("verb", Some(word), "the block is READ ONLY: a standby serves all of it".to_owned())
+        }
+        Why::Verb(word) if access(None, &statement) == Access::Read => {
+            let because = "with pool_mode = \"session\" the session stays at the primary from its first block on";
+            ("pool_mode", Some(word), because.to_owned())
         }
         Why::Verb(word) => ("verb", Some(word), "what begins so is not proven to read only".to_owned()),
         Why::Word(word) => ("word", Some(word), "it writes, locks rows or is about the server itself".to_owned()),
@@ -112,11 +129,12 @@ pub fn meaning(sql: &[u8], functions: &FunctionTable) -> Meaning {
     Meaning { class, decided_by, word, because, catalog: functions.is_loaded() }
 }
 
-/// What a statement needs that begins a transaction, of a session with PostgreSQL's defaults.
-fn access(statement: &Statement) -> Access {
+/// What a statement needs that begins a transaction, of a session with PostgreSQL's defaults and of this mode; `None`: of any.
+fn access(mode: Option<PoolMode>, statement: &Statement) -> Access {
     match statement.control {
+        Control::None | Control::Empty if mode.is_some() && statement.strange => Access::Write,
         Control::None | Control::Empty if statement.pins.is_empty() => statement.access,
-        Control::Begin(modes) if modes.suit_standby(|_| None) => Access::Read,
+        Control::Begin(modes) if mode != Some(PoolMode::Session) && modes.suit_standby(|_| None) => Access::Read,
         _ => Access::Write,
     }
 }
@@ -127,10 +145,13 @@ pub(crate) async fn explain(
     user: &str,
     sql: &[u8],
 ) -> Result<Explained, ExplainError> {
-    let at_servers = dbname(&shared.config.borrow().pools, database).to_owned();
+    let (at_servers, mode) = {
+        let pools = &shared.config.borrow().pools;
+        (dbname(pools, database).to_owned(), policy::mode(pools, database, user))
+    };
     let mut table = shared.catalogs.table(&at_servers);
-    // Without a catalog every function is taken to write, which is what a session would meet.
-    let _ = tokio::time::timeout(LIMIT, table.wait_for(|table| table.is_loaded())).await;
+    // One that cannot be read is what a session would meet: any statement may leave something there then.
+    let _ = tokio::time::timeout(LIMIT, table.wait_for(|table| !table.is_awaited())).await;
     let table = table.borrow().clone();
     let (statement, mut hints) = (classify(sql, &table, LexRules::STANDARD), hint::of_each(sql));
     if matches!(statement.control, Control::Begin(_)) {
@@ -138,7 +159,7 @@ pub(crate) async fn explain(
         hints.truncate(1);
     }
     let asked = Asked {
-        access: access(&statement),
+        access: access(Some(mode), &statement),
         shape: shape(&at_servers, sql),
         database: database.to_owned(),
         user: user.to_owned(),
@@ -150,7 +171,7 @@ pub(crate) async fn explain(
         answer.await.ok()
     };
     let decision = tokio::time::timeout(LIMIT, asked).await.ok().flatten().ok_or(ExplainError)?;
-    Ok(shown(meaning(sql, &table), decision))
+    Ok(shown(meaning_in(Some(mode), sql, &table), decision))
 }
 
 fn shown(meaning: Meaning, decision: Decision) -> Explained {

@@ -2,6 +2,7 @@
 
 use super::common::raw::{Raw, value};
 use super::common::{Cluster, wait_for};
+use proxy::config::PoolMode;
 
 /// Reads and writes of all kinds that a session can begin with. None of them may depend on another.
 const STATEMENTS: [&str; 50] = [
@@ -100,6 +101,60 @@ fn what_is_said_before_and_after_a_statement_agrees_and_is_what_was_counted() {
     // Each statement and each SHOW, by whatever target and reason.
     wait_for("all statements to be counted", || (counted() >= f64::from(sent)).then_some(()));
     assert_eq!(counted(), f64::from(sent));
+}
+
+/// The same where what a session may be left with is not known, and where it keeps its server.
+#[test]
+fn what_is_said_of_a_statement_agrees_with_what_becomes_of_it_whatever_is_known_and_whoever_keeps_its_server() {
+    // It sets something wherever two of a type are compared.
+    const HIDES: &str = "create type pair as (a int, b int);
+        create function same(pair, pair) returns bool stable language plpgsql as
+            $$ begin perform set_config('app.who', 'same', false); return true; end $$;
+        create operator = (leftarg = pair, rightarg = pair, function = same)";
+    type Told = (&'static str, &'static str, &'static str);
+    const UNSEEN: [Told; 4] = [
+        ("select 1", "unseen", "primary n1: write"),
+        ("show work_mem", "proven_read", "standby n2: fresh"),
+        ("begin read only", "verb", "standby n2: fresh"),
+        ("", "proven_read", "standby n2: fresh"),
+    ];
+    const KEPT: [Told; 4] = [
+        ("select 1", "proven_read", "standby n2: fresh"),
+        ("begin read only", "pool_mode", "primary n1: write"),
+        ("begin isolation level repeatable read, read only", "pool_mode", "primary n1: write"),
+        ("begin", "verb", "primary n1: write"),
+    ];
+    let asked = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    for (monitor, mode, schema, told) in [
+        ("nobody", PoolMode::Transaction, "", &UNSEEN),
+        ("postgres", PoolMode::Transaction, HIDES, &UNSEEN),
+        ("postgres", PoolMode::Session, "", &KEPT),
+    ] {
+        let c = Cluster::start(1, |raw| {
+            raw.workers = 1;
+            raw.max_replay_lag = cluster::config::Span::secs(3600);
+            raw.monitor_user = monitor.to_owned();
+            raw.pools.pool_mode = mode;
+        });
+        if !schema.is_empty() {
+            c.nodes[0].psql(schema);
+        }
+        c.replicate();
+        let control = c.handle.as_ref().expect("it runs").control();
+        let explain = |sql: &str| asked.block_on(control.explain("app", "app", sql.as_bytes())).expect("an answer");
+        wait_for("the standby to be known", || (explain("").node.as_deref() == Some("n2")).then_some(()));
+        for (sql, decided_by, route) in told {
+            let answer = explain(sql);
+            let node = answer.node.as_ref().map_or_else(|| "primary n1".to_owned(), |node| format!("standby {node}"));
+            assert_eq!(format!("{node}: {}", answer.reason), *route, "{sql}: {answer:?}");
+            assert_eq!(answer.meaning.decided_by, *decided_by, "{sql}: {answer:?}");
+            assert_eq!(answer.meaning.class == "read", answer.reason != "write", "{sql}: {answer:?}");
+            let mut session = Raw::login(c.port, &[]);
+            session.query(sql);
+            let went = value(&mut session, "show pgtenure.last_route");
+            assert!(went.starts_with(&format!("{route}: ")), "{sql}: {went}, but told {answer:?}");
+        }
+    }
 }
 
 /// What is logged, for a test to read.
