@@ -2,10 +2,11 @@
 
 use super::agents::{self, Cluster, kill_all, postgres_of, postmaster, signal, unprivileged, until};
 use cluster::{Term, TimelineId};
-use failover::api::AgentState;
+use failover::api::{AgentState, PostgresState};
 use failover::record::{LossReport, Mode, TermRecord};
 use nix::sys::signal::Signal;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Killed between writing the stubs and the promotion, or while fetching histories from a primary: PostgreSQL would
@@ -203,6 +204,116 @@ fn what_only_a_quarantined_node_has_is_kept_before_it_is_replaced() {
         assert_eq!((report.commits, report.fork_lsn), (lost, promoted.fork.lsn), "{report:#?}");
         let kept = report.kept_in.expect("what it holds is kept");
         assert!(std::fs::read_dir(&kept).unwrap().count() >= 2, "segments and the report in {kept}");
+    });
+}
+
+/// PostgreSQL's programs but for a pg_rewind that tells that it was begun and does nothing.
+fn with_a_rewind_that_waits(dir: &Path) -> (PathBuf, PathBuf) {
+    let (bin, begun) = (dir.join("bin"), dir.join("rewind-begun"));
+    std::fs::create_dir(&bin).unwrap();
+    for program in std::fs::read_dir(agents::bin()).unwrap().map(|f| f.unwrap()) {
+        if program.file_name() != "pg_rewind" {
+            std::os::unix::fs::symlink(program.path(), bin.join(program.file_name())).unwrap();
+        }
+    }
+    let script = format!("#!/bin/sh\ntouch {}\nexec tail -f /dev/null\n", begun.display());
+    std::fs::write(bin.join("pg_rewind"), script).unwrap();
+    std::fs::set_permissions(bin.join("pg_rewind"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    (bin, begun)
+}
+
+/// Killed when its rewind was marked as begun and had changed nothing. The primary under which its WAL was examined is lost for
+/// good, and the next one has less: what lies between is in no report but of what is still here.
+#[test]
+fn what_a_rewind_has_not_changed_yet_is_examined_again_under_another_primary() {
+    unprivileged("killed::what_a_rewind_has_not_changed_yet_is_examined_again_under_another_primary", async {
+        let mut c = Cluster::new(22445, 3, Mode::Async, 0);
+        // It loses more than its agent would let through in a shorter one, on a machine whose disk stalls.
+        c.nodes.iter_mut().for_each(|n| n.config.lease_ttl = Duration::from_secs(40));
+        let p = c.bootstrap().await;
+        let [s, q] = [(p + 1) % 3, (p + 2) % 3];
+        let data = [0, 1, 2].map(|i: usize| c.nodes[i].config.data_dir.join("data"));
+        let sql = c.sql(p).await;
+        sql.batch_execute("CREATE TABLE t (i int)").await.unwrap();
+        let insert = async |rows: std::ops::Range<u64>| {
+            for i in rows {
+                sql.batch_execute(&format!("INSERT INTO t VALUES ({i})")).await.unwrap();
+            }
+        };
+        c.until_replayed(p, &[s, q]).await;
+        c.crash_agent(s).await;
+        kill_all(&data[s]);
+        let (more, most) = (3, 7);
+        insert(0..more).await;
+        c.until_replayed(p, &[q]).await;
+        // Else it may be asked to sign for the primary's lease, and a freeze waits for what it has signed.
+        c.freeze(q, Term(2)).await.unwrap();
+        // The term begins, and the primary's agent does not hear of it.
+        c.nodes[p].store.set_down(true);
+        let (record, revision) = c.begin().await;
+        insert(more..most).await;
+        drop(sql);
+        c.crash_agent(p).await;
+        kill_all(&data[p]);
+        c.nodes[p].store.set_down(false);
+        let (second, _) = c.failover_begun(record, revision, q, &[q]).await;
+        let (waits, begun) = with_a_rewind_that_waits(c.nodes[p].config.data_dir.parent().unwrap());
+        let bin = std::mem::replace(&mut c.nodes[p].config.bin_dir, waits);
+        c.start(p).await;
+        until("the rewind", async || begun.exists().then_some(())).await;
+        for i in [p, q] {
+            c.crash_agent(i).await;
+            kill_all(&data[i]);
+        }
+        c.nodes[p].config.bin_dir = bin;
+        let (record, revision) = c.begin().await;
+        c.start(s).await;
+        let runs = |s: &AgentState| matches!(s.postgres, PostgresState::Standby(_)).then_some(());
+        c.until_state(s, "its start", runs).await;
+        let (third, promoted) = c.failover_begun(record, revision, s, &[s]).await;
+        c.start(p).await;
+        c.until_streaming(p, s, third).await;
+        let report = async |term| c.record::<LossReport>(c.keys.report(term, &c.nodes[p].id)).await.map(|(r, _)| r);
+        assert_eq!(report(second).await.map(|r| r.commits), Some(most - more));
+        let last = report(third).await.expect("a report");
+        assert_eq!((last.commits, last.fork_lsn), (most, promoted.fork.lsn), "{last:#?}");
+    });
+}
+
+/// Killed when the old data was moved away and the copy had not taken its place: it has no data, and a copy that was whole.
+#[test]
+fn data_whose_copy_had_not_taken_its_place_yet_is_copied_again() {
+    unprivileged("killed::data_whose_copy_had_not_taken_its_place_yet_is_copied_again", async {
+        let mut c = Cluster::new(22448, 2, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        c.crash_agent(s).await;
+        let dir = c.nodes[s].config.data_dir.clone();
+        kill_all(&dir.join("data"));
+        until("their end", async || postgres_of(&dir.join("data")).is_empty().then_some(())).await;
+        let memory = dir.join("agent.json");
+        let mut mark: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&memory).unwrap()).unwrap();
+        let floor = c.value(p, "SELECT pg_current_wal_flush_lsn()").await;
+        mark["quarantine"] = serde_json::json!({ "timeline": 1, "lsn": floor });
+        mark["examined"] = mark["quarantine"].clone();
+        (mark["rewinding"], mark["condemned"]) = (true.into(), true.into());
+        std::fs::write(&memory, mark.to_string()).unwrap();
+        for (from, to) in [("data", "data.old"), ("data.old", "data.new")] {
+            let copied = std::process::Command::new("cp").arg("-a").args([dir.join(from), dir.join(to)]).status();
+            assert!(copied.unwrap().success());
+        }
+        std::fs::remove_dir_all(dir.join("data")).unwrap();
+        c.start(s).await;
+        c.until_streaming(s, p, Term(1)).await;
+        c.until_state(s, "the quarantine's end", |s| s.quarantine.is_none().then_some(())).await;
+        assert!(
+            !dir.join("data.old").exists() && !dir.join("data.new").exists(),
+            "what is left of the copy is removed"
+        );
+        let mark: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&memory).unwrap()).unwrap();
+        assert_eq!((&mark["rewinding"], &mark["condemned"]), (&false.into(), &false.into()));
+        assert!(mark["examined"].is_null());
+        c.sql(p).await.batch_execute("CREATE TABLE t (i int)").await.unwrap();
     });
 }
 
