@@ -282,6 +282,7 @@ impl Session {
             }
             if !hidden {
                 self.reported = true;
+                self.read_as_told(&name);
                 self.tracking.tell(name, instead.unwrap_or(value));
             }
         }
@@ -399,6 +400,7 @@ impl Session {
         self.avoid.clear();
         (self.rechecks, self.refused) = (None, false);
         self.mark_rest(now);
+        self.settle_reading();
         if self.relay.status == TxStatus::Idle {
             (self.wrote, self.saw, self.portal_may_commit, self.own_set) = (false, false, false, 0);
             self.may_have_xid = false;

@@ -11,7 +11,7 @@ pub use unit::{Block, Unit};
 use crate::session::outcome::Record;
 use crate::session::state::Pins;
 use crate::session::statements::{ClientStatements, OVERHEAD_HERE};
-use crate::sql::{Access, Control, Name, Names, PinReason, Statement, about_names, executed, prepared};
+use crate::sql::{Access, Control, Local, Name, Names, PinReason, Statement, about_names, executed, prepared};
 use crate::wire::codec::{Head, head};
 use crate::wire::error_response::ClientError;
 use crate::wire::frontend::{self, Subject};
@@ -29,11 +29,12 @@ const OPAQUE: Statement = Statement {
     advisory: true,
     ours: false,
     aside: false,
+    local: Local::Nothing,
     names: Names::None,
 };
 
 /// A text that is read as it passes.
-const PASSING: Statement = Statement { unpins: false, ..OPAQUE };
+const PASSING: Statement = Statement { unpins: false, local: Local::Hidden, ..OPAQUE };
 
 /// One that makes, uses or drops prepared statements by SQL.
 const UNFOLLOWED: Statement =
@@ -330,6 +331,7 @@ impl<'a> Scanner<'a> {
         self.unit.unpins |= class.unpins;
         self.unit.ours |= class.ours;
         self.unit.strange |= class.strange;
+        self.sets(&class);
         self.bound.push(One { name: b.portal, class, sql: b"" });
         true
     }
@@ -386,6 +388,7 @@ impl<'a> Scanner<'a> {
                     may_commit,
                     advisory: class.advisory | of.advisory,
                     ours: class.ours | of.ours,
+                    local: class.local.max(of.local),
                     ..class
                 }
             }
@@ -425,6 +428,21 @@ impl<'a> Scanner<'a> {
         self.unit.pins.join(class.pins);
         self.unit.unpins |= class.unpins;
         self.unit.ours |= class.ours;
+        self.sets(&class);
+    }
+
+    /// What holds for the transaction.
+    fn sets(&mut self, class: &Statement) {
+        self.unit.local = self.unit.local.max(class.local);
+        self.unit.undoes |= matches!(
+            class.control,
+            Control::Commit { .. }
+                | Control::Rollback { .. }
+                | Control::RollbackTo
+                | Control::PrepareTransaction
+                | Control::Multi { ends: true, .. }
+                | Control::Multi { revives: true, .. }
+        );
     }
 
     fn end(&mut self) -> Step {
@@ -442,7 +460,9 @@ fn called(frame: &[u8]) -> Statement {
     let function = frame.get(5..9).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
     let is_of = |list: &[u32]| function.is_some_and(|oid| list.contains(&oid));
     let pins = if is_of(&DRAWN) { Pins::of(PinReason::Sequence) } else { Pins::NONE };
-    Statement { may_commit: false, strange: !is_of(&LARGE_OBJECTS) && pins.is_empty(), pins, ..OPAQUE }
+    let strange = !is_of(&LARGE_OBJECTS) && pins.is_empty();
+    let local = if strange { Local::Hidden } else { Local::Nothing };
+    Statement { may_commit: false, strange, pins, local, ..OPAQUE }
 }
 
 fn malformed(what: &str) -> Step {

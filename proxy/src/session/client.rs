@@ -17,7 +17,7 @@ use crate::session::batch::Unit;
 use crate::session::block::Fresh;
 use crate::session::draws::Draws;
 use crate::session::durability::Noted;
-use crate::session::follow::Long;
+use crate::session::follow::{Long, Reading};
 use crate::session::hinted::Unhinted;
 pub(super) use crate::session::losses::Loss;
 use crate::session::losses::Losses;
@@ -259,6 +259,8 @@ pub struct Session {
     pub(super) tunnel: bool,
     /// Equal for sessions that agree on what a text means: hashed from the settings that decide it.
     pub(super) parse_key: u64,
+    /// What the open transaction has set for itself of that.
+    pub(super) reading: Reading,
 }
 
 /// What a unit is answered instead of being sent.
@@ -391,6 +393,7 @@ impl Session {
             read_only: false,
             tunnel: false,
             parse_key,
+            reading: Reading::Usual,
         });
         session.presence.settings.replace(session.tracking.settings.clone());
         session.w.patrons.enter(&session.identity, &session.credentials);

@@ -16,6 +16,9 @@ use cluster::Role;
 use std::sync::Arc;
 
 mod asked;
+mod reading;
+
+pub(super) use reading::Reading;
 
 /// What a function may leave of which nothing is known yet, as far as the server can be asked.
 const ANYTHING: Pins = {
@@ -60,6 +63,7 @@ impl Session {
             self.make_way(&input[..unit.len]);
         }
         let temp = !unit.read && !self.relay.standby && self.creates_temp();
+        self.follow_local(input, unit);
         if unit.pins.is_empty() && !unit.unpins && !unit.discards && !unit.strange && !temp {
             return;
         }
@@ -310,6 +314,11 @@ impl Session {
             self.pins.add(PinReason::Temp);
             self.tracking.fresh.add(PinReason::Temp);
         }
+        self.share_again();
+    }
+
+    /// What is prepared from now on is shared with who reads it alike, as far as that is known.
+    fn share_again(&mut self) {
         if self.pins.has(PinReason::Set) {
             return;
         }

@@ -6,6 +6,7 @@
 use crate::ledger::{Mark, Verdict, Why};
 use crate::metrics::{Retried, bump};
 use crate::session::client::{Failure, Loss, Session, Tail};
+use crate::session::follow::Reading;
 use crate::session::outcome::{Answer, answers, are_sent_again};
 use crate::session::relay::{Entry, Kind};
 use crate::session::resolve::InDoubt;
@@ -310,7 +311,7 @@ fn lose_session(s: &mut Session, node: Option<&NodeId>, undone: bool) -> bool {
     let unheard = s.tracking.asks_channels();
     s.leave_draws();
     s.tracking.lose(&mut s.pins, undone);
-    s.parse_key = s.shared_key();
+    (s.parse_key, s.reading) = (s.shared_key(), Reading::Usual);
     s.statements.apart = false;
     if unheard {
         s.tracking.channels.clear();

@@ -402,6 +402,7 @@ mod tests {
         advisory: false,
         ours: false,
         aside: false,
+        local: crate::sql::Local::Nothing,
         names: Names::None,
     };
 

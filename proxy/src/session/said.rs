@@ -8,6 +8,7 @@ use crate::route::{Consistency, Promise};
 use crate::session::assigned::{Scope, assigned};
 use crate::session::batch::Unit;
 use crate::session::client::Session;
+use crate::session::follow::Reading;
 use crate::session::lost;
 use crate::session::settings::literal;
 use crate::session::state::Pins;
@@ -149,7 +150,7 @@ impl Session {
     pub(super) fn unfollow_sets(&mut self) {
         if self.set_first.is_some() {
             self.tracking.lose(&mut self.pins, true);
-            self.parse_key = self.shared_key();
+            (self.parse_key, self.reading) = (self.shared_key(), Reading::Usual);
             self.statements.apart = false;
         }
     }

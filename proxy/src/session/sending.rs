@@ -17,7 +17,7 @@ use crate::session::relay::Sent;
 use crate::session::sets_after::Position;
 use crate::session::shown::POSITION;
 use crate::session::translate::{Done, Naming, Translator};
-use crate::sql::{Access, PinReason, Statement};
+use crate::sql::{Access, Local, PinReason, Statement};
 use crate::wire::backend::TxStatus;
 use crate::wire::codec::{self, Sink};
 use crate::wire::frontend;
@@ -321,8 +321,12 @@ impl Session {
         self.note_shows();
         let begins = self.relay.open.is_none();
         let mut sink = Sink::new(self.w.take_spare());
-        let (naming, config, kept) = (self.naming(), self.w.config(), self.pins);
+        let (mut naming, config, kept) = (self.naming(), self.w.config(), self.pins);
         self.follow(&input[..unit.len], unit);
+        if unit.local != Local::Nothing && unit.statements > 1 {
+            // What it names behind that is read by what it sets.
+            naming = self.naming();
+        }
         let asks_behind = self.asks_position_behind(&input[..unit.len], unit);
         let marks = begins && self.is_marked(unit) && speaks_of_one(&input[..unit.len]);
         let discards = begins && self.discards_draws(input, unit);

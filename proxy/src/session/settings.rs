@@ -6,6 +6,7 @@
 //!
 //! Names are kept in lower case, as PostgreSQL compares them.
 
+use crate::sql::tells;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -63,21 +64,6 @@ impl Settings {
     }
 }
 
-/// Settings under which a text means the same, whatever they are: statements prepared under one are good under another.
-const WITHOUT_MEANING: [&str; 11] = [
-    "application_name",
-    "client_min_messages",
-    "default_transaction_isolation",
-    "default_transaction_read_only",
-    "idle_in_transaction_session_timeout",
-    "lock_timeout",
-    "maintenance_work_mem",
-    "statement_timeout",
-    "synchronous_commit",
-    "temp_buffers",
-    "work_mem",
-];
-
 impl Settings {
     /// Tells apart the settings under which one text may be prepared to mean different things: `search_path` and the
     /// role above all, but also how literals are read. `begins` tells apart what sessions begin with, and is the key for the
@@ -88,15 +74,15 @@ impl Settings {
     }
 }
 
-/// Does it matter to what a text means?
-fn tells(name: &str) -> bool {
-    !WITHOUT_MEANING.contains(&name) && !name.contains('.')
+/// FNV-1a, of a string and its end.
+pub fn mix(key: u64, text: &str) -> u64 {
+    mix_bytes(key, text.as_bytes())
 }
 
-/// FNV-1a, of a string and its end.
-fn mix(key: u64, text: &str) -> u64 {
+/// The same of bytes.
+pub fn mix_bytes(key: u64, text: &[u8]) -> u64 {
     let byte = |key: u64, byte| (key ^ u64::from(byte) ^ 0xcbf2_9ce4_8422_2325).wrapping_mul(0x0000_0100_0000_01b3);
-    text.bytes().chain([0]).fold(key, byte)
+    text.iter().copied().chain([0]).fold(key, byte)
 }
 
 /// Tells apart what sessions begin with that decides what their texts mean: the database, the user, and the settings of

@@ -12,6 +12,7 @@ const CLASS: Statement = Statement {
     advisory: false,
     ours: false,
     aside: false,
+    local: crate::sql::Local::Nothing,
     names: Names::None,
 };
 

@@ -5,7 +5,7 @@
 
 use super::classify::{BodyLeaves, body_leaves, words};
 use super::functions::FunctionTable;
-use super::{LexRules, PinReason, Pins, Touched};
+use super::{LexRules, Local, PinReason, Pins, Touched};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -65,6 +65,8 @@ pub(super) struct Left {
     pub(super) unpins: bool,
     /// They take or leave advisory locks.
     pub(super) advisory: bool,
+    /// They may set for the transaction what texts are read by.
+    pub(super) local: Local,
     /// Their texts, and whether these are SQL or PL/pgSQL.
     texts: Vec<(bool, Arc<str>)>,
 }
@@ -75,17 +77,19 @@ impl Left {
     }
 
     fn is_empty(&self) -> bool {
-        self.pins.is_empty() && !self.unpins && !self.advisory
+        self.pins.is_empty() && !self.unpins && !self.advisory && self.local == Local::Nothing
     }
 
     fn add(&mut self, leaves: BodyLeaves) {
         self.pins.join(leaves.pins);
         self.unpins |= leaves.unpins;
         self.advisory |= leaves.advisory;
+        self.local = self.local.max(leaves.local);
     }
 
     fn join(&mut self, other: &Self) {
-        self.add(BodyLeaves { pins: other.pins, unpins: other.unpins, advisory: other.advisory });
+        let Self { pins, unpins, advisory, local, texts: _ } = *other;
+        self.add(BodyLeaves { pins, unpins, advisory, local });
     }
 }
 
@@ -118,7 +122,7 @@ impl Bodies {
         let mut left: BTreeMap<Box<[u8]>, Left> = BTreeMap::new();
         for row in rows {
             let leaves = body_leaves(row.text.as_bytes(), row.sql, functions);
-            if !leaves.pins.is_empty() || leaves.unpins || leaves.advisory {
+            if !leaves.pins.is_empty() || leaves.unpins || leaves.advisory || leaves.local != Local::Nothing {
                 let left = left.entry(row.name.as_bytes().into()).or_default();
                 left.add(leaves);
                 left.texts.push((row.sql, row.text.into()));

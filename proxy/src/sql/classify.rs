@@ -19,8 +19,10 @@ use super::aside::sets_aside;
 use super::functions::FunctionTable;
 use super::keyword::Keyword as K;
 use super::lexer::Lexer;
-use super::loose::{calls_new, each_word, locks_anywhere, loose_pins, names_anywhere, pins_anywhere, worse};
-use super::{Access, Control, LexRules, Names, PinReason, Pins, Statement, named};
+use super::loose::{
+    calls_new, each_word, local_anywhere, locks_anywhere, loose_pins, names_anywhere, pins_anywhere, worse,
+};
+use super::{Access, Control, LexRules, Local, Names, PinReason, Pins, Statement, named};
 use part::{End, Part};
 
 /// What a text does, as far as the text tells. No allocation.
@@ -107,6 +109,7 @@ struct Sum<'a> {
     declares: bool,
     /// One of them is a DO.
     does: bool,
+    local: Local,
     names: Names,
 }
 
@@ -133,6 +136,7 @@ impl<'a> Sum<'a> {
             sets: false,
             declares: false,
             does: false,
+            local: Local::Nothing,
             names: Names::None,
         }
     }
@@ -160,12 +164,14 @@ impl<'a> Sum<'a> {
         if part.verb == K::Do && !std::mem::replace(&mut self.does, true) {
             self.pins.join(pins_anywhere(self.sql, part.functions));
             self.advisory |= locks_anywhere(self.sql, part.functions);
+            self.local = self.local.max(local_anywhere(self.sql, part.functions));
             // EXECUTE is another thing there.
             names = Some(names_anywhere(self.sql)).filter(|n| *n == Names::Unknown).unwrap_or(names);
             self.strange |= calls_new(self.sql, part.functions) || executed::runs_anything(self.sql);
         }
         self.unpins |= part.head.unpins();
         self.advisory |= part.head.advisory;
+        self.local = self.local.max(part.head.local());
         // What a body or a clause sets, of CREATE or of ALTER (which is no word we know), is set some day.
         self.sets |= part.verb == K::Set;
         self.declares |= part.declares();
@@ -224,6 +230,7 @@ impl<'a> Sum<'a> {
             advisory,
             ours,
             aside: false,
+            local: if names == Names::Prepare { Local::Nothing } else { self.local },
             names,
         }
     }
@@ -272,8 +279,8 @@ fn assume_the_worst(sql: &[u8], functions: &FunctionTable) -> Statement {
     pins.join(functions.bodies().operators_in(sql).0);
     let strange = pins.take_anything() || !functions.tells_all() || calls_new(sql, functions);
     let strange = strange || functions.tells_of_rows_only();
-    let (quiet, aside) = (false, false);
-    Statement { access, quiet, strange, control, may_commit, pins, unpins, advisory, ours, aside, names }
+    let (quiet, aside, local) = (false, false, local_anywhere(sql, functions));
+    Statement { access, quiet, strange, control, may_commit, pins, unpins, advisory, ours, aside, local, names }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::bodies::Used;
 use super::keyword::Keyword as K;
-use super::{Control, Isolation, Modes, Names, PinReason, Pins};
+use super::{Control, Isolation, Local, Modes, Names, PinReason, Pins};
 
 /// How many leading words are kept: `CREATE OR REPLACE LOCAL TEMP` is the longest run that matters.
 const HEAD: usize = 6;
@@ -44,8 +44,11 @@ pub(super) struct Head {
     pub(super) advisory: bool,
     /// Something in it changes rows.
     pub(super) changes: bool,
-    /// What the relations that are named leave in the session when they are changed, and whether that may end something.
-    changed: (Pins, bool),
+    /// What it calls, or uses otherwise, may set something for the transaction.
+    pub(super) local: Local,
+    /// What the relations that are named leave in the session when they are changed, whether that may end something, and
+    /// what it sets for the transaction.
+    changed: (Pins, bool, Local),
 }
 
 impl Head {
@@ -63,7 +66,8 @@ impl Head {
             unlocks: false,
             advisory: false,
             changes: false,
-            changed: (Pins::NONE, false),
+            local: Local::Nothing,
+            changed: (Pins::NONE, false, Local::Nothing),
         }
     }
 
@@ -139,6 +143,8 @@ impl Head {
         self.advisory |= used.read.advisory;
         self.changed.0.join(used.changed.pins);
         self.changed.1 |= used.changed.unpins;
+        self.local = self.local.max(used.read.local);
+        self.changed.2 = self.changed.2.max(used.changed.local);
     }
 
     /// `pg_settings` is named: to change it is to change settings.
@@ -155,9 +161,13 @@ impl Head {
         pins
     }
 
-    /// `set_config` is called and not for the transaction only.
-    pub(super) fn sets(&mut self) {
-        self.calls.add(PinReason::Set);
+    /// `set_config` is called, for the transaction only or not.
+    pub(super) fn sets(&mut self, for_transaction: bool) {
+        if for_transaction {
+            self.local = self.local.max(Local::Named);
+        } else {
+            self.calls.add(PinReason::Set);
+        }
     }
 
     fn second(&self) -> K {
@@ -243,6 +253,14 @@ impl Head {
         self.unlocks
             || self.changes && self.changed.1
             || matches!(verb, K::Close | K::Deallocate | K::Discard | K::Drop | K::Unlisten | K::Do | K::Call)
+    }
+
+    /// What it may set for its transaction only.
+    pub(super) fn local(&self) -> Local {
+        let sets = self.words[0] == K::Set && self.second() == K::Local && self.is_set_of_transaction();
+        let own = if sets { Local::Named } else { Local::Nothing };
+        let of_rows = if self.changes { self.changed.2 } else { Local::Nothing };
+        own.max(self.local).max(of_rows)
     }
 
     /// `SET LOCAL`, `SET TRANSACTION`, `SET CONSTRAINTS`; not a setting that is named like one of them.

@@ -6,7 +6,7 @@ use super::effects::Head;
 use super::ends::Ends;
 use super::functions::FunctionTable;
 use super::keyword::{Keyword as K, Known, keyword};
-use super::{Names, PinReason, Pins};
+use super::{Local, Names, PinReason, Pins};
 
 /// Longer words are none that matter.
 const MAX_NAME: usize = 63;
@@ -18,7 +18,7 @@ pub(super) fn pins_anywhere(sql: &[u8], functions: &FunctionTable) -> Pins {
     each_word(sql, |word, name| {
         head.call(name);
         if name == b"set_config" {
-            head.sets();
+            head.sets(false);
         }
         if functions.is_pinning(name) {
             pins.add(PinReason::Extension);
@@ -63,6 +63,17 @@ pub(super) fn locks_anywhere(sql: &[u8], functions: &FunctionTable) -> bool {
         locks |= functions.used(name).is_some_and(|used| used.changed.advisory);
     });
     head.advisory || locks
+}
+
+/// Could any word of a text set something for its transaction only?
+pub(super) fn local_anywhere(sql: &[u8], functions: &FunctionTable) -> Local {
+    let mut sets = false;
+    each_word(sql, |word, name| {
+        sets |= word == K::Local || name == b"set_config";
+        sets |= functions.bodies().get(name).is_some_and(|left| left.local != Local::Nothing);
+        sets |= functions.used(name).is_some_and(|used| used.changed.local != Local::Nothing);
+    });
+    if sets { Local::Hidden } else { Local::Nothing }
 }
 
 /// What any word of a text could do with prepared statements, wherever it stands.

@@ -23,6 +23,7 @@ mod modes;
 mod named;
 mod parameters;
 mod pin;
+mod reading;
 mod recall;
 mod redefines;
 mod spliced;
@@ -42,6 +43,7 @@ pub use modes::{Isolation, Modes};
 pub use named::{Name, about_names, deallocated, executed, fetches, prepared};
 pub use parameters::{highest_parameter, parameters};
 pub use pin::{PinReason, Pins};
+pub use reading::{sets_plainly, tells};
 pub use recall::Recall;
 pub use redefines::redefines;
 pub use touched::Touched;
@@ -72,8 +74,22 @@ pub struct Statement {
     /// Not proven to read, and yet a standby may run it within a READ ONLY block: it sets what does not decide what
     /// transactions may do, or declares a cursor for what is proven to read.
     pub aside: bool,
+    /// What it may set for its transaction only.
+    pub local: Local,
     /// What it does with prepared statements by their names.
     pub names: Names,
+}
+
+/// What a text may set for its transaction only: by SET LOCAL, or by `set_config` with `true`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Local {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// What its words name.
+    Named,
+    /// What its words do not tell, by which texts are read.
+    Hidden,
 }
 
 /// What a text does with prepared statements by their names, as SQL has them.

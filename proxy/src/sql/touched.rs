@@ -7,6 +7,7 @@ use super::LexRules;
 use super::classify::{code, executes, literals, words};
 use super::effects::SetConfig;
 use super::lexer::{Lexer, Token};
+use super::reading::tells;
 use super::spliced::{Spliced, spliced};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -35,6 +36,11 @@ impl Touched {
     /// None may have.
     pub fn is_empty(&self) -> bool {
         !self.every && !self.nameless && self.names.is_empty()
+    }
+
+    /// May one of them be a setting by which texts are read?
+    pub fn tells(&self) -> bool {
+        self.every || self.names.iter().any(|name| tells(name))
     }
 
     /// Add what functions may have changed.

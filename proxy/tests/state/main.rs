@@ -12,6 +12,7 @@ mod functions;
 mod in_time;
 mod left;
 mod listens;
+mod local;
 mod prepared;
 mod shown;
 mod sql_prepare;

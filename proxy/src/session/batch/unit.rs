@@ -2,7 +2,7 @@
 
 use crate::session::outcome::Record;
 use crate::session::state::Pins;
-use crate::sql::{Access, Control, Modes, PinReason, Statement};
+use crate::sql::{Access, Control, Local, Modes, PinReason, Statement};
 
 /// A unit, or the part of one that has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +45,10 @@ pub struct Unit {
     pub takes_unnamed: bool,
     /// It may name a setting of the proxy's own.
     pub ours: bool,
+    /// What it may set for its transaction only.
+    pub local: Local,
+    /// It may end the transaction, or take back a part of it.
+    pub undoes: bool,
     /// Statements it executes, saturating.
     pub statements: u32,
 }

@@ -14,7 +14,7 @@ use crate::sql::keyword::{Keyword as K, keyword};
 use crate::sql::lexer::{Lexer, Token};
 use crate::sql::loose::pins_anywhere;
 use crate::sql::spliced::{Spliced, spliced};
-use crate::sql::{PinReason, Pins};
+use crate::sql::{LexRules, Local, PinReason, Pins, Touched};
 
 /// Longer words are none that matter.
 const MAX_NAME: usize = 63;
@@ -28,11 +28,14 @@ pub(in crate::sql) struct BodyLeaves {
     pub(in crate::sql) unpins: bool,
     /// It takes or leaves advisory locks, be it for its transaction.
     pub(in crate::sql) advisory: bool,
+    /// What it may set for its transaction only.
+    pub(in crate::sql) local: Local,
 }
 
 /// What a body leaves. `sql`: its language is SQL or PL/pgSQL.
 pub(in crate::sql) fn body_leaves(body: &[u8], sql: bool, functions: &FunctionTable) -> BodyLeaves {
-    let mut found = Found { functions, head: Head::new(), pins: Pins::NONE, unpins: false, advisory: false };
+    let (head, local) = (Head::new(), Local::Nothing);
+    let mut found = Found { functions, head, pins: Pins::NONE, unpins: false, advisory: false, local };
     if sql {
         found.statements(body);
         found.begun(body);
@@ -60,7 +63,21 @@ pub(in crate::sql) fn body_leaves(body: &[u8], sql: bool, functions: &FunctionTa
     pins.remove(PinReason::Sequence);
     let unpins = found.unpins || found.head.unlocks;
     let advisory = found.advisory || found.head.advisory || pins.has(PinReason::AdvisoryLock);
-    BodyLeaves { pins, unpins, advisory }
+    let local = match found.local.max(found.head.local) {
+        Local::Named if !tells(body, sql) => Local::Nothing,
+        Local::Nothing => Local::Nothing,
+        Local::Named | Local::Hidden => Local::Hidden,
+    };
+    BodyLeaves { pins, unpins, advisory, local }
+}
+
+/// May a body that sets something for its transaction set what texts are read by?
+fn tells(body: &[u8], sql: bool) -> bool {
+    let mut touched = Touched::default();
+    if sql {
+        touched.add_body(body, LexRules::STANDARD);
+    }
+    !sql || touched.tells()
 }
 
 /// What was found in a body.
@@ -71,6 +88,7 @@ struct Found<'a> {
     pins: Pins,
     unpins: bool,
     advisory: bool,
+    local: Local,
 }
 
 impl Found<'_> {
@@ -86,6 +104,7 @@ impl Found<'_> {
             self.pins.join(pins);
             self.unpins |= part.head.unpins();
             self.advisory |= part.head.advisory;
+            self.local = self.local.max(part.head.local());
             match end {
                 End::Semicolon => {}
                 End::Text => return,
@@ -114,8 +133,8 @@ impl Found<'_> {
                 continue;
             };
             let is = folded(word);
-            if sets && !is_of_transaction(is) {
-                self.pins.add(PinReason::Set);
+            if sets {
+                self.set(is);
             }
             (sets, loads) = (first && is == K::Set, first && is == K::Load);
             self.word(is, before, first);
@@ -131,8 +150,8 @@ impl Found<'_> {
         for (at, word) in words(text) {
             let (ahead, behind) = (text[..at].trim_ascii_end(), &text[at + word.len()..]);
             let is = folded(word);
-            if sets && !is_of_transaction(is) {
-                self.pins.add(PinReason::Set);
+            if sets {
+                self.set(is);
             }
             let opens = |b: &u8| matches!(b, b'\'' | b'"' | b'$' | b';') || !sql && matches!(b, b'`' | b'{' | b'(');
             first = (first || ahead.last().is_some_and(opens)) && behind.first().is_some_and(u8::is_ascii_whitespace);
@@ -163,6 +182,15 @@ impl Found<'_> {
         }
     }
 
+    /// The word behind SET.
+    fn set(&mut self, word: K) {
+        if word == K::Local {
+            self.local = self.local.max(Local::Named);
+        } else if !is_of_transaction(word) {
+            self.pins.add(PinReason::Set);
+        }
+    }
+
     /// A word; `first`: it begins a statement.
     fn word(&mut self, word: K, before: K, first: bool) {
         match word {
@@ -185,6 +213,7 @@ impl Found<'_> {
         self.head.call(lower);
         if lower == b"set_config" {
             self.pins.add(PinReason::Set);
+            self.local = Local::Hidden;
         }
         if self.functions.is_pinning(lower) {
             self.pins.add(PinReason::Extension);
@@ -192,6 +221,7 @@ impl Found<'_> {
         if let Some(left) = self.functions.bodies().get(lower) {
             self.pins.join(left.pins);
             self.unpins |= left.unpins;
+            self.local = self.local.max(left.local);
         }
     }
 }

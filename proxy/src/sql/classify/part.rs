@@ -482,9 +482,7 @@ impl<'t> Part<'t> {
         }
         if let Some(for_transaction) = self.set_config.as_mut().and_then(|call| call.close(self.depth)) {
             self.set_config = None;
-            if !for_transaction {
-                self.head.sets();
-            }
+            self.head.sets(for_transaction);
         }
         if self.depth == 0 {
             self.explain_options = false;
@@ -506,6 +504,7 @@ impl<'t> Part<'t> {
             self.head.calls.join(left.pins);
             self.head.unlocks |= left.unpins;
             self.head.advisory |= left.advisory;
+            self.head.local = self.head.local.max(left.local);
             self.writes |= !left.pins.is_empty() || left.advisory;
         }
         if plans {
@@ -514,7 +513,7 @@ impl<'t> Part<'t> {
         if name == b"set_config" {
             // One within the arguments of another is not followed.
             if self.set_config.replace(SetConfig::new(self.depth + 1)).is_some() {
-                self.head.sets();
+                self.head.sets(false);
             }
         }
         self.ours |= matches!(name, b"current_setting" | b"set_config");
