@@ -5,7 +5,7 @@ use super::scenario::{Blow, Dice, DiskFault, Step, names_a_host};
 use super::session::attempt;
 use super::world::{ASK_EVERY, PROXIES, World};
 use crate::config_file::NODES;
-use crate::process::signal_all;
+use crate::process::{signal_all, state_of};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::fs::File;
@@ -74,7 +74,7 @@ impl<'w> Play<'w> {
                     self.world.start_process(&host, what);
                 }
             }
-            Step::Arm(blow, what, kind, text) => self.arm(*blow, what, kind, text),
+            Step::Arm(blow, what, of, kind, text) => self.arm(*blow, (what, of.as_deref()), kind, text)?,
             Step::Cut(from, to, both) => self.cut(from, to, *both)?,
             Step::Isolate(host) => {
                 let host = self.host(host)?;
@@ -116,7 +116,9 @@ impl<'w> Play<'w> {
             }
             Step::Operator(arguments) => self.operator(arguments)?,
             Step::For(from, to) => std::thread::sleep(self.dice.between(*from, *to)),
-            Step::AwaitFailover | Step::AwaitWrites | Step::AwaitOperators | Step::AwaitHeld(_) => self.wait(step)?,
+            Step::AwaitFailover | Step::AwaitWrites | Step::AwaitOperators | Step::AwaitBlows | Step::AwaitHeld(_) => {
+                self.wait(step)?;
+            }
             Step::Heal => {
                 self.world.heal();
                 let left = self.until.saturating_duration_since(Instant::now());
@@ -187,13 +189,15 @@ impl<'w> Play<'w> {
         }
     }
 
-    fn arm(&mut self, blow: Blow, what: &str, kind: &str, text: &str) {
+    fn arm(&mut self, blow: Blow, (what, of): (&str, Option<&str>), kind: &str, text: &str) -> Result<(), String> {
+        let of = of.map(|host| self.host(host)).transpose()?;
         let mut watched: Vec<(String, File, Option<Pid>)> = Vec::new();
         for node in NODES {
             let Ok(mut file) = File::open(self.world.log_file(node, kind)) else { continue };
             let _ = file.seek(SeekFrom::End(0));
-            let pid = self.world.pids(node, what).first().copied();
-            watched.push((node.to_owned(), file, pid));
+            let struck = of.as_deref().unwrap_or(node);
+            let pid = self.world.pids(struck, what).first().copied();
+            watched.push((struck.to_owned(), file, pid));
         }
         let (over, text, what) = (Arc::new(AtomicBool::new(false)), text.to_owned(), what.to_owned());
         let told = over.clone();
@@ -201,13 +205,17 @@ impl<'w> Play<'w> {
             let signal = if blow == Blow::Kill { Signal::SIGKILL } else { Signal::SIGSTOP };
             let mut said = vec![String::new(); watched.len()];
             while !told.load(Ordering::Relaxed) {
-                for ((node, file, pid), said) in watched.iter_mut().zip(&mut said) {
+                for ((struck, file, pid), said) in watched.iter_mut().zip(&mut said) {
                     let mut new = Vec::new();
                     let _ = file.read_to_end(&mut new);
                     said.push_str(&String::from_utf8_lossy(&new));
                     if said.contains(&text) {
                         signal_all(pid.as_slice(), signal);
-                        return Some(format!("{blow:?} {what} of {node} at {text:?}"));
+                        // Else it is taken for one that runs when it is to be started again.
+                        while blow == Blow::Kill && !pid.is_none_or(is_over) && !told.load(Ordering::Relaxed) {
+                            std::thread::sleep(LOOK_EVERY);
+                        }
+                        return Some(format!("{blow:?} {what} of {struck} at {text:?}"));
                     }
                 }
                 std::thread::sleep(LOOK_EVERY);
@@ -215,6 +223,7 @@ impl<'w> Play<'w> {
             None
         });
         self.armed.push(Armed { over, thread });
+        Ok(())
     }
 
     fn cut(&mut self, from: &[String], to: &[String], both: bool) -> Result<(), String> {
@@ -303,6 +312,10 @@ impl<'w> Play<'w> {
                     if why.contains(text) { Ok(()) } else { Err(format!("term {}, {why}", s["term"])) }
                 }),
                 Step::AwaitWrites => self.world.writes(PROXIES[0]).or_else(|_| self.world.writes(PROXIES[1])),
+                Step::AwaitBlows => match self.armed.iter().filter(|armed| !armed.thread.is_finished()).count() {
+                    0 => Ok(()),
+                    waiting => Err(format!("{waiting} armed blows have not fallen")),
+                },
                 _ => {
                     let running = self.operators.iter_mut().filter_map(|c| c.try_wait().ok()?.is_none().then_some(()));
                     if running.count() == 0 { Ok(()) } else { Err("an operator waits for an answer".to_owned()) }
@@ -316,6 +329,11 @@ impl<'w> Play<'w> {
         }
         Err(format!("{step:?} took more than {:?}: {last}", start.elapsed()))
     }
+}
+
+/// Has a process ended, whether or not that was noticed?
+fn is_over(pid: Pid) -> bool {
+    matches!(state_of(pid), Some('Z' | 'X') | None)
 }
 
 impl Drop for Play<'_> {

@@ -20,6 +20,8 @@
 //! continue                                SIGCONT to everything
 //! start WHAT of HOST                      start again what was killed
 //! arm kill|stop WHAT when KIND says TEXT  the same at the moment when the log of a KIND says so, on that host
+//! arm kill|stop WHAT of HOST when KIND says TEXT
+//!                                         the same of what runs on HOST now, whichever host's log says so
 //! cut HOSTS | HOSTS                       drop packets both ways; HOSTS are separated by commas
 //! cut HOSTS > HOSTS                       drop what the first send to the second
 //! isolate HOST                            drop everything to and from all other hosts
@@ -38,6 +40,7 @@
 //! operator ARGUMENTS                      a verb of ours; hosts in it are replaced by their names
 //! for TIME                                let it last
 //! await failover | writes | operators     a newer term is open; a proxy accepts a write; every verb has answered
+//! await blows                             every armed blow has fallen
 //! await held TEXT                         the leading manager holds, and its reasons have these words
 //! heal                                    undo everything, wait until all nodes stream
 //! ```
@@ -143,8 +146,8 @@ pub enum Step {
     Continue,
     /// `start`.
     Start(String, String),
-    /// `arm`: the blow, at what, the kind of process whose log is read, and what it says.
-    Arm(Blow, String, String, String),
+    /// `arm`: the blow, at what, of which host if not of whose log it is, the kind of process whose log is read, and what it says.
+    Arm(Blow, String, Option<String>, String, String),
     /// `cut`: from, to, and also the other way.
     Cut(Vec<String>, Vec<String>, bool),
     /// `isolate`.
@@ -183,6 +186,8 @@ pub enum Step {
     AwaitWrites,
     /// `await operators`.
     AwaitOperators,
+    /// `await blows`.
+    AwaitBlows,
     /// `await held`, with these words.
     AwaitHeld(String),
     /// `heal`.
@@ -287,7 +292,10 @@ fn step(words: &[&str]) -> Result<Step, String> {
         ["continue"] => Step::Continue,
         ["start", what, "of", at] => Step::Start(target(what)?, host(at)?),
         ["arm", blow, what, "when", kind, "says", ref text @ ..] if !text.is_empty() => {
-            Step::Arm(self::blow(blow)?, target(what)?, target(kind)?, text.join(" "))
+            Step::Arm(self::blow(blow)?, target(what)?, None, target(kind)?, text.join(" "))
+        }
+        ["arm", blow, what, "of", at, "when", kind, "says", ref text @ ..] if !text.is_empty() => {
+            Step::Arm(self::blow(blow)?, target(what)?, Some(host(at)?), target(kind)?, text.join(" "))
         }
         ["cut", from, "|", to] => Step::Cut(list(from)?, list(to)?, true),
         ["cut", from, ">", to] => Step::Cut(list(from)?, list(to)?, false),
@@ -321,6 +329,7 @@ fn step(words: &[&str]) -> Result<Step, String> {
         ["await", "failover"] => Step::AwaitFailover,
         ["await", "writes"] => Step::AwaitWrites,
         ["await", "operators"] => Step::AwaitOperators,
+        ["await", "blows"] => Step::AwaitBlows,
         ["await", "held", ref text @ ..] if !text.is_empty() => Step::AwaitHeld(text.join(" ")),
         ["heal"] => Step::Heal,
         _ => return Err("not a step".to_owned()),
@@ -394,7 +403,7 @@ mod tests {
                 Scenario::parse(&path.display().to_string(), &text).unwrap_or_else(|error| panic!("{error}"));
             // A blow that waits for words which nobody writes any more never falls.
             for step in scenario.steps.iter().flatten() {
-                if let Step::Arm(_, _, kind, text) = step {
+                if let Step::Arm(_, _, _, kind, text) = step {
                     assert!(says(kind, text), "{}: no {kind} says {text:?}", scenario.name);
                 }
             }
