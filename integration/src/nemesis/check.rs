@@ -3,7 +3,8 @@
 //! * S1 what was acknowledged while commits wait for standbys is there, once, whatever was lowered afterwards;
 //! * S2 at most one node acknowledges in a term, and no older term does once a newer one has;
 //! * S3 in async mode what is missing of what was acknowledged was reported, by transaction id, and what the report of an open
-//!   term lists is missing. It may list more than was acknowledged: nothing in the WAL tells that;
+//!   term lists is missing. It may list more than was acknowledged: nothing in the WAL tells that. What is told at once covers
+//!   that: see [`super::check_reports`];
 //! * S4 terms grow, each has one node, and the timeline written is the term; no timeline has two histories;
 //! * S5 what was refused is not there, also where a COMMIT was answered 40001 after its server was lost, and nothing is
 //!   there that nobody sent or twice;
@@ -25,6 +26,7 @@
 //! proxies' `max_replay_lag`. In async mode it is as long as their views, and only counted.
 
 use super::check_nodes::nodes;
+use super::check_reports::provisional;
 use super::check_sessions::sessions;
 use super::told::{Content, Event, OPENING_BALANCE, Op, Outcome, Stamp, Told};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +69,7 @@ pub fn violations(told: &Told, rules: Rules) -> Vec<Violation> {
     let mut found = Found(Vec::new());
     acknowledging(&told.events, &mut found);
     nodes(told, &mut found);
+    provisional(told, &mut found);
     match told.nodes.get(&told.primary) {
         Some(end) => {
             written(told, rules, end, &mut found);

@@ -1,7 +1,7 @@
 //! Hand-made runs, each with one thing wrong: a checker that finds nothing is worth nothing.
 
 use super::super::deeds::{At, Deed};
-use super::super::told::{Asked, Doubts, Lowered, Policy};
+use super::super::told::{Asked, Doubts, Lowered, Policy, Provisional};
 use super::*;
 use std::time::Duration;
 
@@ -54,6 +54,7 @@ fn sound() -> Told {
         histories: ["n1", "n2"].map(|n| ((2, n.to_owned()), "1\t0/3000000\tno recovery target".to_owned())).into(),
         reported: BTreeMap::new(),
         given_up: BTreeSet::new(),
+        provisional: BTreeMap::new(),
         away: BTreeSet::new(),
         doubts: Doubts::default(),
         policy: Some(policy()),
@@ -472,6 +473,39 @@ fn in_async_mode_a_loss_must_be_reported_by_its_transaction() {
     assert_eq!(broken(&told, ASYNC), ["S3"], "what is there was not lost");
     told.given_up.insert(2);
     assert_eq!(broken(&told, ASYNC), [] as [&str; 0], "the term after it has the other");
+}
+
+#[test]
+fn what_is_told_at_once_of_a_loss_covers_what_is_found() {
+    // Its last acknowledgement was of what begins at 70100, at 11 ms.
+    let window = |from, to| Provisional { node: "n1".into(), ended: 1, from, to, ..Provisional::default() };
+    let heard = |ms: u64| Some(Duration::from_millis(1_000_000 + ms));
+    let none = [] as [&str; 0];
+    let cases: [(&str, Provisional, &[&str]); 10] = [
+        ("as far as it was heard", Provisional { left: Some((60_000, 80_000)), ..window(60_000, 70_000) }, &none),
+        ("it begins too late", Provisional { left: Some((59_999, 59_999)), ..window(60_000, 70_000) }, &["S3"]),
+        ("to the known end", Provisional { end: Some(70_000), ..window(60_000, 70_000) }, &none),
+        ("not to the known end", Provisional { end: Some(70_001), ..window(60_000, 70_000) }, &["S3"]),
+        ("nothing is lost of that", Provisional { end: Some(60_000), ..window(60_000, 50_000) }, &none),
+        (
+            "a commit behind what it was told to end at",
+            Provisional { end: Some(70_000), left: Some((60_000, 70_001)), ..window(60_000, 70_000) },
+            &["S3"],
+        ),
+        (
+            "heard for long enough, to the last one",
+            Provisional { heard: heard(2_011), ..window(60_000, 70_100) },
+            &none,
+        ),
+        ("and not to the last one", Provisional { heard: heard(2_011), ..window(60_000, 70_099) }, &["S3"]),
+        ("not heard since", Provisional { heard: heard(2_010), ..window(60_000, 70_099) }, &none),
+        ("of another term", Provisional { heard: heard(2_011), ended: 2, ..window(60_000, 70_099) }, &none),
+    ];
+    for (what, provisional, wanted) in cases {
+        let mut told = sound();
+        told.provisional.insert(2, provisional);
+        assert_eq!(broken(&told, STRICT), wanted, "{what}");
+    }
 }
 
 /// A run in which protection was lowered: row 1 was acknowledged before, at 1 ms, and the rest after.

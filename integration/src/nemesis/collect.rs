@@ -83,7 +83,7 @@ pub(super) fn collect(world: &World, since: Since, after: Option<&Active>, away:
     let timeline = world.superuser(&after.primary, timeline)?.parse().map_err(|e| format!("a timeline: {e}"))?;
     (told.primary, told.timeline) = (after.primary.clone(), timeline);
     let reports: BTreeMap<u64, Value> = records::reports(world, since.term, after.term);
-    told.doubts = records::doubts(&reports);
+    (told.doubts, told.provisional) = (records::doubts(&reports), records::provisional(&reports));
     records::promise(world, since)?.told(&reports, &mut told);
     told.recruits = records::recruits(world);
     told.slots = records::slots(world, &after.primary, &away);

@@ -15,6 +15,7 @@
 
 pub mod check;
 mod check_nodes;
+mod check_reports;
 mod check_sessions;
 mod collect;
 pub mod deeds;

@@ -2,7 +2,7 @@
 
 use super::collect::Since;
 use super::run::WRITES_AGAIN;
-use super::told::{Asked, Doubts, Lowered, Policy, Reported, Told};
+use super::told::{Asked, Doubts, Lowered, Policy, Provisional, Reported, Told};
 use super::world::{ASK_EVERY, World};
 use crate::config_file::NODES;
 use crate::wait::wait_for;
@@ -100,9 +100,14 @@ fn promise_of(policies: &[&Value], since: u64) -> Option<Promise> {
 /// Where protection began again.
 fn rearmed(policy: &Value) -> Option<(u64, u64)> {
     let rearmed = &policy["rearmed"];
-    let (high, low) = rearmed["lsn"].as_str()?.split_once('/')?;
+    Some((rearmed["term"].as_u64()?, lsn(&rearmed["lsn"])?))
+}
+
+/// A position, as records have it.
+fn lsn(text: &Value) -> Option<u64> {
+    let (high, low) = text.as_str()?.split_once('/')?;
     let [high, low] = [high, low].map(|half| u64::from_str_radix(half, 16).ok());
-    Some((rearmed["term"].as_u64()?, (high? << 32) + low?))
+    Some((high? << 32) + low?)
 }
 
 /// The epoch of the policy now.
@@ -189,6 +194,39 @@ fn given_up(reports: &BTreeMap<u64, Value>) -> BTreeSet<u64> {
     reports.iter().filter(|(_, r)| outcome(r).is_some_and(|how| how != "active")).map(|(term, _)| *term).collect()
 }
 
+/// What they tell at once of what terms that were opened lack, and what was found of that later.
+pub(super) fn provisional(reports: &BTreeMap<u64, Value>) -> BTreeMap<u64, Provisional> {
+    let open = reports.iter().filter(|(_, report)| report["journal"]["finished"] == "active");
+    open.filter_map(|(term, report)| Some((*term, provisional_of(report)?))).collect()
+}
+
+fn provisional_of(report: &Value) -> Option<Provisional> {
+    let (journal, list) = (&report["journal"], |value: &Value| value.as_array().cloned().unwrap_or_default());
+    let (node, window) = (journal["from"].as_str()?, &journal["window"]);
+    let ended = journal["ended"].as_u64()?;
+    let of_it = |value: &Value| value["timeline"] == ended;
+    let recruit = list(&journal["recruits"]).into_iter().find(|r| r["node"] == node && of_it(r));
+    let clean = Some(&journal["clean_end"]).filter(|end| of_it(end)).and_then(|end| lsn(&end["lsn"]));
+    // In milliseconds since it was heard last.
+    let begun = list(&journal["phases"]).iter().find(|p| p["phase"] == "recruiting").and_then(|p| p["ms"].as_u64());
+    let heard = begun.filter(|_| journal["cause"] == "failover").zip(journal["started"].as_u64());
+    let own = |r: &Value| r["node"] == node && of_it(r) && r["unread_to"].is_null();
+    let left = list(&report["reports"]).into_iter().find(own).and_then(|r| {
+        let begin = lsn(&r["fork_lsn"])?;
+        let last = list(&r["transactions"]).iter().filter_map(|t| lsn(&t["lsn"])).max();
+        Some((begin, last.unwrap_or(begin)))
+    });
+    Some(Provisional {
+        node: node.to_owned(),
+        ended,
+        from: lsn(&window["fork_lsn"])?,
+        to: lsn(&window["last_known_lsn"])?,
+        heard: heard.map(|(begun, started)| Duration::from_millis(started.saturating_sub(begun))),
+        end: recruit.and_then(|r| lsn(&r["lsn"])).max(clean),
+        left,
+    })
+}
+
 /// What they tell of writes in doubt. A term that was given up tells of the same as the one after it.
 pub(super) fn doubts(reports: &BTreeMap<u64, Value>) -> Doubts {
     let mut by_proxy: BTreeMap<(u64, String), &Value> = BTreeMap::new();
@@ -257,6 +295,41 @@ mod tests {
         assert!(promise_of(&[&of(3, "strict"), &lossy], 3).unwrap().taken_back);
         let always = promise_of(&[&of(3, "async")], 3).unwrap();
         assert_eq!((always.weakest, always.lowered), (None, vec![Lowered { since: None, until: None }]));
+    }
+
+    #[test]
+    fn what_was_told_at_once_of_a_loss_is_read_with_what_was_found_of_it() {
+        let window = json!({ "fork_lsn": "0/30", "last_known_lsn": "1/40", "bytes": 10, "ms": null });
+        let mut journal = json!({
+            "finished": "active", "from": "n1", "ended": 7, "cause": "failover", "started": 9_000, "window": window,
+            "phases": [{ "phase": "detected", "ms": 5 }, { "phase": "recruiting", "ms": 1_500 }],
+            "recruits": [{ "node": "n2", "timeline": 7, "lsn": "0/30" }],
+        });
+        let report = |node: &str| {
+            let lost = [json!({ "xid": 8, "lsn": "0/31" }), json!({ "xid": 9, "lsn": "0/38" })];
+            json!({ "node": node, "timeline": 7, "fork_lsn": "0/30", "transactions": lost })
+        };
+        let of = |journal: &Value, by: &str| {
+            provisional(&[(8, json!({ "journal": journal, "reports": [report(by)] }))].into())
+        };
+        let told = Provisional {
+            node: "n1".into(),
+            ended: 7,
+            from: 0x30,
+            to: (1 << 32) + 0x40,
+            heard: Some(Duration::from_millis(7_500)),
+            end: None,
+            left: Some((0x30, 0x38)),
+        };
+        assert_eq!(of(&journal, "n1"), BTreeMap::from([(8, told.clone())]));
+        assert_eq!(of(&journal, "n2")[&8], Provisional { left: None, ..told.clone() }, "another's WAL");
+        journal["cause"] = "switchover".into();
+        journal["clean_end"] = json!({ "timeline": 7, "lsn": "0/35" });
+        assert_eq!(of(&journal, "n1")[&8], Provisional { heard: None, end: Some(0x35), ..told.clone() });
+        journal["recruits"] = json!([{ "node": "n1", "timeline": 7, "lsn": "0/39" }]);
+        assert_eq!(of(&journal, "n1")[&8].end, Some(0x39));
+        journal["finished"] = "given up".into();
+        assert_eq!(of(&journal, "n1"), BTreeMap::new());
     }
 
     #[test]

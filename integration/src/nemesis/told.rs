@@ -144,6 +144,26 @@ pub struct Content {
 /// Transactions that the product has reported as lost, by the term that began without them.
 pub type Reported = BTreeMap<u64, Vec<u64>>;
 
+/// What a term's managers told at once of what the old primary had written and the new one lacks, and what was known of that then
+/// and later. Positions are of the old primary's timeline.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Provisional {
+    /// The old primary.
+    pub node: String,
+    /// Its term.
+    pub ended: u64,
+    /// The window's beginning.
+    pub from: u64,
+    /// And its end.
+    pub to: u64,
+    /// It was heard until then, since 1970, where the term began because it was not heard any more, or was dead.
+    pub heard: Option<Duration>,
+    /// Where it ended, where that was known when the new primary was chosen.
+    pub end: Option<u64>,
+    /// By its own WAL, read later: where that begins which the new primary lacks, and the last commit in it.
+    pub left: Option<(u64, u64)>,
+}
+
 /// What became of writes in doubt, by the product's reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Doubts {
@@ -174,6 +194,8 @@ pub struct Told {
     pub reported: Reported,
     /// Terms whose managers gave them up. What their reports list may be in a later term all the same.
     pub given_up: BTreeSet<u64>,
+    /// What was told at once of what terms lack, by the term.
+    pub provisional: BTreeMap<u64, Provisional>,
     /// What was reported of writes in doubt.
     pub doubts: Doubts,
     /// The policy, where commits wait for standbys all the time.
