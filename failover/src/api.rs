@@ -53,6 +53,10 @@ pub struct AgentState {
     pub observed_ms_ago: u64,
     /// System identifier, if there is a data directory.
     pub system_id: Option<String>,
+    /// The same of the cluster whose promise, opened term and policy these are, from disk: data may have been removed, and not what
+    /// its agent remembers. `None` while that is not known, and from agents that do not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_of: Option<String>,
     /// Receiving is cut off for this term.
     pub frozen_for: Option<Term>,
     /// Not counted as a recruit nor chosen before it has replayed past here (after a rewind or clone).

@@ -70,6 +70,7 @@ impl Pretender {
             postgres,
             observed_ms_ago: 0,
             system_id: None,
+            memory_of: None,
             frozen_for: None,
             quarantine: None,
             rejoin: None,

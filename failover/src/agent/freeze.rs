@@ -79,11 +79,12 @@ impl Agent {
         }
     }
 
-    /// Is the data directory known to be another cluster's?
+    /// Is the data directory, or what is remembered, known to be another cluster's?
     pub(super) fn has_foreign_data(&self) -> bool {
         let init = self.records.borrow().init.clone();
-        let want = init.as_ref().and_then(|i| i.value.system_id.as_deref());
-        self.state.look(|o| o.system_id.as_deref().is_some_and(|have| want.is_some_and(|want| want != have)))
+        let want = init.as_ref().and_then(|i| i.value.system_id.as_ref());
+        let foreign = |have: &Option<String>| have.as_ref().is_some_and(|have| want.is_some_and(|want| want != have));
+        self.state.look(|o| foreign(&o.system_id) || foreign(&o.memory_of))
     }
 
     /// Before a promise: of another cluster's terms it may be a higher one, and its PostgreSQL is none of ours to stop.

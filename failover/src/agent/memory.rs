@@ -49,6 +49,9 @@ const MOST_WORKERS: usize = 16;
 pub(crate) struct Memory {
     /// Highest term promised: commands of lower terms are refused for ever.
     pub(crate) promise: Term,
+    /// System identifier of the data that was here when it had promised or read something first: what it remembers is that
+    /// cluster's, whoever's data is here later. Not known where none was here, and to older versions.
+    pub(crate) system_id: Option<String>,
     /// Highest term read as open. It is never recruited for again, whatever an etcd restored from a backup says.
     pub(crate) opened: Term,
     /// Neither counted nor chosen before replay has passed this point: a rewind or clone took WAL back that the node
@@ -93,6 +96,11 @@ impl Memory {
         let surplus = self.workers.len().saturating_sub(MOST_WORKERS);
         self.workers.drain(..surplus);
         over
+    }
+
+    /// Is anything remembered that counts in its cluster?
+    pub(crate) fn remembers(&self) -> bool {
+        self.promise > Term(0) || self.opened > Term(0) || self.policy.is_some()
     }
 
     /// For how long it may have signed at most. `lease_ttl`: the bound in the configuration of now.

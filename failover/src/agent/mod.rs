@@ -282,6 +282,7 @@ pub async fn run(
     state.change(|o| {
         (o.promise, o.opened) = (memory.promise, memory.opened);
         (o.quarantine, o.policy) = (memory.quarantine, memory.policy.clone());
+        o.memory_of = memory.system_id.clone();
     });
     let no_thread = |source| StartError::System { what: "could not start the watchdog's thread", source };
     let watchdog = watchdog::Watchdog::start(&env).map_err(no_thread)?;

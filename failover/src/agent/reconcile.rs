@@ -223,6 +223,7 @@ impl Agent {
             record,
             init: records.init.as_ref().map(|i| &i.value),
             system_id: seen.system_id.as_deref(),
+            memory_of: seen.memory_of.as_deref(),
             fence: records.fences.get(&self.env.config.node),
             maintenance: records.maintenance,
             adopts: self.adoption(),

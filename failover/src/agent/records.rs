@@ -127,6 +127,7 @@ impl Agent {
         self.publish(records);
         self.note_policy();
         self.note_opened();
+        self.note_whose();
         self.forget_signature();
         Ok(())
     }
@@ -197,6 +198,19 @@ impl Agent {
         let Some(term) = term.filter(|t| *t > self.memory().opened) else { return };
         if let Err(error) = self.remember(|m| m.opened = term) {
             tracing::debug!(%error, "the open term is not remembered");
+        }
+    }
+
+    /// Remember whose terms and policy are remembered, by the data that is here.
+    fn note_whose(&self) {
+        let memory = self.memory();
+        if memory.system_id.is_some() || !memory.remembers() {
+            return;
+        }
+        let Some(have) = self.state.look(|o| o.system_id.clone()) else { return };
+        match self.remember(|m| m.system_id = Some(have.clone())) {
+            Ok(()) => self.state.change(|o| o.memory_of = Some(have)),
+            Err(error) => tracing::debug!(%error, "whose terms are remembered is not remembered"),
         }
     }
 

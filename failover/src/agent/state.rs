@@ -133,6 +133,8 @@ pub(crate) struct Observed {
     /// The timeline of the last WAL received or replayed, as known exactly at some time.
     pub(crate) last_timeline: Option<TimelineId>,
     pub(crate) system_id: Option<String>,
+    /// Of the cluster whose terms and policy are remembered.
+    pub(crate) memory_of: Option<String>,
     pub(crate) frozen_for: Option<Term>,
     pub(crate) rejoin: Option<String>,
     pub(crate) fenced: bool,
@@ -189,6 +191,7 @@ impl State {
             starting_since: None,
             last_timeline: None,
             system_id: None,
+            memory_of: None,
             frozen_for: None,
             rejoin: None,
             fenced: false,
@@ -261,6 +264,7 @@ fn shape(o: &Observed) -> impl PartialEq + use<> {
     let sees = o.sees.as_ref().map(|s| (s.node.clone(), s.term, s.agent_refused && s.sql_refused));
     (
         (postgres, (o.promise, o.opened), o.quarantine, o.system_id.clone(), o.frozen_for, o.rejoin.clone()),
+        o.memory_of.clone(),
         (o.fenced, sees, o.lease_until.is_some(), o.troubles(), o.ending, o.awaited.is_some()),
         (o.policy.clone(), o.slot_room, o.slots_seen_to),
     )
@@ -395,6 +399,7 @@ impl Observed {
             ending: self.ending,
             observed_ms_ago: ms(now.since(self.known_at)),
             system_id: self.system_id.clone(),
+            memory_of: self.memory_of.clone(),
             frozen_for: self.frozen_for,
             quarantine: self.quarantine,
             rejoin: self.rejoin.clone(),

@@ -68,6 +68,8 @@ pub struct Facts<'a> {
     pub init: Option<&'a InitRecord>,
     /// System identifier of the data directory.
     pub system_id: Option<&'a str>,
+    /// The same of the cluster whose terms and policy the agent remembers.
+    pub memory_of: Option<&'a str>,
     /// An operator's fence on this node.
     pub fence: Option<&'a FenceRecord>,
     /// An operator works on this node.
@@ -155,7 +157,7 @@ pub enum Because {
     AwaitsOthers,
     /// Another node creates the cluster.
     BeingCreated,
-    /// The data directory belongs to another cluster.
+    /// The data directory, or what the agent remembers, belongs to another cluster.
     ForeignData,
     /// There is a data directory, and etcd knows no cluster.
     UnknownCluster,
@@ -170,8 +172,8 @@ impl Because {
     pub const fn trouble(self) -> Option<&'static str> {
         match self {
             Self::ForeignData => Some(
-                "the data directory belongs to another cluster (its system identifier differs); to join this one, empty \
-                 agent.data_dir, with agent.json",
+                "the data directory, or what agent.json remembers, belongs to another cluster (its system identifier differs); to join \
+                 this one, empty agent.data_dir, with agent.json",
             ),
             Self::UnknownCluster => {
                 Some("etcd knows no term, but this cluster has had one: was etcd lost or restored?")
@@ -234,13 +236,13 @@ pub fn decide(facts: &Facts<'_>) -> Act {
     if let Some(fence) = facts.fence {
         return fenced(facts, fence);
     }
-    if let (Server::Absent, Some(turn)) = (facts.server, facts.adopts) {
+    if let (Server::Absent, Some(turn)) = (facts.server, facts.adopts)
+        && !is_foreign(facts)
+    {
         return if turn { Act::TakeOver } else { Act::Wait(Because::AwaitsAdoption) };
     }
     let Some(record) = facts.record else { return unborn(facts) };
-    if let (Some(id), Some(want)) = (facts.system_id, facts.init.and_then(|i| i.system_id.as_deref()))
-        && id != want
-    {
+    if is_foreign(facts) {
         return Act::Wait(Because::ForeignData);
     }
     if facts.maintenance && matches!(facts.server, Server::Absent | Server::Stopped { .. }) {
@@ -267,6 +269,12 @@ pub fn decide(facts: &Facts<'_>) -> Act {
         Server::Stopped { was_primary: false } => Act::StartDetached,
         Server::Standby { streaming } => standby(facts, record, streaming),
     }
+}
+
+fn is_foreign(facts: &Facts<'_>) -> bool {
+    let want = facts.init.and_then(|i| i.system_id.as_deref());
+    let known = [facts.system_id, facts.memory_of].into_iter().flatten();
+    want.is_some_and(|want| known.into_iter().any(|id| id != want))
 }
 
 fn fenced(facts: &Facts<'_>, fence: &FenceRecord) -> Act {

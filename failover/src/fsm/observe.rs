@@ -259,9 +259,11 @@ impl Observed {
         told.filter(|have| self.records.system_id.as_ref().is_some_and(|want| want != *have))
     }
 
-    /// What an agent told last, unless its data is another cluster's: then so are the terms and the policy that it remembers.
+    /// What an agent told last, unless its data is another cluster's, or was: then so are the terms and the policy that it
+    /// remembers.
     pub(super) fn of_this_cluster<'a>(&self, agent: &'a Agent) -> Option<&'a AgentState> {
-        agent.state.as_ref().filter(|s| self.foreign(s.system_id.as_ref()).is_none())
+        let ours = |told: &Option<String>| self.foreign(told.as_ref()).is_none();
+        agent.state.as_ref().filter(|s| ours(&s.system_id) && ours(&s.memory_of))
     }
 
     /// The node as a standby that streams the current term's timeline from its primary.

@@ -86,7 +86,7 @@ pub fn plan(found: &Found, without: &BTreeSet<NodeId>, by: &str, now: WallMillis
             _ => {}
         }
     }
-    let ids: BTreeSet<&String> = heard.iter().filter_map(|s| s.system_id.as_ref()).collect();
+    let ids: BTreeSet<&String> = heard.iter().flat_map(|s| s.system_id.iter().chain(&s.memory_of)).collect();
     match ids.len() {
         0 => plan.obstacles.push("no agent that answers has data".into()),
         1 => {}
@@ -176,8 +176,9 @@ fn absent(found: &Found, policy: Option<&PolicyRecord>) -> BTreeMap<NodeId, Stri
 }
 
 fn of_each(heard: &[&AgentState]) -> String {
-    let one = |s: &&AgentState| s.system_id.as_ref().map(|id| format!("{} {id}", s.node));
-    heard.iter().filter_map(one).collect::<Vec<_>>().join(", ")
+    let ids = |s: &AgentState| -> BTreeSet<String> { s.system_id.iter().chain(&s.memory_of).cloned().collect() };
+    let all = |s: &&AgentState| ids(s).into_iter().map(|id| format!("{} {id}", s.node)).collect::<Vec<_>>();
+    heard.iter().flat_map(all).collect::<Vec<_>>().join(", ")
 }
 
 /// The timeline of the node's last WAL.

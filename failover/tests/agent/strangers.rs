@@ -65,6 +65,43 @@ fn an_agent_with_another_clusters_data_promises_nothing_and_stops_nothing() {
     });
 }
 
+/// Its data was removed, and what its agent remembers was not: a term and a policy of that cluster would be taken for this one's.
+#[test]
+fn an_agent_that_remembers_another_clusters_terms_waits_without_data_until_they_are_removed_too() {
+    let name =
+        "strangers::an_agent_that_remembers_another_clusters_terms_waits_without_data_until_they_are_removed_too";
+    unprivileged(name, async {
+        let mut c = Cluster::new(22692, 2, Mode::Strict, 1);
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        let dir = c.nodes[s].config.data_dir.clone();
+        let (data, memory) = (dir.join("data"), dir.join("agent.json"));
+        let read =
+            || -> serde_json::Value { serde_json::from_str(&std::fs::read_to_string(&memory).unwrap()).unwrap() };
+        let ours = c.state(p).await.system_id.expect("it has data");
+        until("a note of whose terms these are", async || (read()["system_id"] == ours.as_str()).then_some(())).await;
+        c.crash_agent(s).await;
+        kill_all(&data);
+        until("their end", async || postgres_of(&data).is_empty().then_some(())).await;
+        std::fs::remove_dir_all(&data).unwrap();
+        let mut mark = read();
+        (mark["system_id"], mark["promise"], mark["policy"]["epoch"]) = ("another".into(), 12.into(), 9.into());
+        std::fs::write(&memory, mark.to_string()).unwrap();
+        c.start(s).await;
+        let noticed = |s: &AgentState| s.trouble.as_ref().filter(|t| t.contains("another cluster")).map(drop);
+        c.until_state(s, "its memory to be another cluster's", noticed).await;
+        let told = c.state(s).await;
+        assert_eq!((told.memory_of.as_deref(), told.system_id), (Some("another"), None));
+        let refused = c.freeze(s, Term(13)).await.unwrap_err();
+        assert!(refused.starts_with("409") && refused.contains("with this cluster's data"), "{refused}");
+        assert!(!data.exists());
+        c.crash_agent(s).await;
+        std::fs::remove_file(&memory).unwrap();
+        c.start(s).await;
+        c.until_streaming(s, p, Term(1)).await;
+    });
+}
+
 #[test]
 fn a_role_that_a_rule_admits_receives_wal_and_keeps_nobody_out() {
     unprivileged("strangers::a_role_that_a_rule_admits_receives_wal_and_keeps_nobody_out", async {

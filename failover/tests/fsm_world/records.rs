@@ -82,7 +82,7 @@ impl World {
 
     /// `report NODE primary|standby|stopped|starting|absent [tl=] [at=] [replay=] [from=] [sees=lost|hung|full|refused|ok]
     /// [sql_answers] [accepts=MS] [full] [acks=LSN] [flush=LSN] [fsync=MS] [for_ms=MS] [quarantine=TL:LSN] [fenced] [clean] [promise=] [opened=]
-    /// [policy=EPOCH[:K]] [ending] [unseen] [doubted=NODES] [room=SLOTS] [namesake=ADDRESS]`; what is not said is as in a healthy cluster.
+    /// [memory=SYSID] [policy=EPOCH[:K]] [ending] [unseen] [doubted=NODES] [room=SLOTS] [namesake=ADDRESS]`; what is not said is as in a healthy cluster.
     pub(super) fn report(&mut self, words: &mut Words<'_>) -> Done {
         let node: NodeId = words.parse()?;
         let term = self.records.term.as_ref().map_or(Term(1), |t| t.value.term);
@@ -108,6 +108,7 @@ impl World {
             postgres,
             observed_ms_ago: 0,
             system_id: words.optional("sysid")?,
+            memory_of: words.optional("memory")?,
             frozen_for: None,
             quarantine: words.optional::<String>("quarantine")?.map(|q| parse::position(&q)).transpose()?,
             rejoin: words.optional("rejoin")?,

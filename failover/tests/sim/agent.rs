@@ -168,6 +168,7 @@ impl World {
             record: Some(&record),
             init: None,
             system_id: None,
+            memory_of: None,
             fence: fence.as_ref(),
             maintenance: false,
             adopts: None,

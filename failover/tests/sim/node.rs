@@ -350,6 +350,7 @@ impl World {
             postgres,
             observed_ms_ago: 0,
             system_id: None,
+            memory_of: None,
             frozen_for: node.frozen_for,
             quarantine: node.quarantine,
             rejoin: None,

@@ -44,6 +44,7 @@ fn facts<'a>(node: &'a NodeId, server: Server, record: Option<&'a TermRecord>) -
         record,
         init: None,
         system_id: None,
+        memory_of: None,
         fence: None,
         maintenance: false,
         adopts: None,
@@ -247,6 +248,14 @@ fn data_of_another_cluster_is_left_alone() {
     let base = facts(&node, Server::Stopped { was_primary: true }, Some(&active));
     let foreign = Facts { init: Some(&init), system_id: Some("8"), ..base };
     assert_eq!(decide(&foreign), Act::Wait(Because::ForeignData));
+    // It was removed, and what its agent remembers was not.
+    let init_of = |memory_of, adopts| {
+        decide(&Facts { init: Some(&init), memory_of, adopts, ..facts(&node, Server::Absent, Some(&active)) })
+    };
+    for adopts in [None, Some(true)] {
+        assert_eq!(init_of(Some("8"), adopts), Act::Wait(Because::ForeignData));
+    }
+    assert_eq!((init_of(Some("7"), None), init_of(Some("7"), Some(true))), (Act::Clone, Act::TakeOver));
 }
 
 #[test]

@@ -31,6 +31,7 @@ fn agent(node: &str, promise: u64, epoch: u64, postgres: PostgresState) -> Agent
         postgres,
         observed_ms_ago: 0,
         system_id: Some("77".into()),
+        memory_of: None,
         frozen_for: None,
         quarantine: None,
         rejoin: None,
@@ -135,6 +136,13 @@ fn what_cannot_be_made_sense_of_is_refused_with_every_reason() {
     found.agents.insert(n("n2"), Ok(other));
     let refused = made(&found, &["n1", "n9"]);
     assert_eq!((refused.obstacles.len(), refused.records), (5, None), "{:#?}", refused.obstacles);
+
+    let removed =
+        AgentState { system_id: None, memory_of: Some("78".into()), ..agent("n2", 12, 9, PostgresState::Absent) };
+    let mut found = self::found();
+    found.agents.insert(n("n2"), Ok(removed));
+    let refused = made(&found, &[]);
+    assert!(refused.obstacles.iter().any(|o| o.contains("n2 78")), "{:#?}", refused.obstacles);
 
     let nothing = made(&Found { led: true, ..Found::default() }, &[]);
     assert_eq!((nothing.obstacles.len(), nothing.records), (2, None), "{:#?}", nothing.obstacles);
