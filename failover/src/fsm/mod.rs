@@ -45,3 +45,4 @@ pub mod unstarted;
 pub mod waldump;
 pub mod walsenders;
 pub mod watchdog;
+pub mod yields;

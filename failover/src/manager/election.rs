@@ -18,6 +18,9 @@ use tracing::{debug, info, warn};
 /// A manager on the primary's host leaves the key to others for so long, so that a lost host takes only one of both.
 const DEFERENCE: Duration = Duration::from_secs(1);
 
+/// Why a leader gives its key back by itself. It campaigns again only once nobody else has for [`DEFERENCE`].
+const YIELDS: &str = "the primary is on its host";
+
 /// Between two attempts to renew a lease that may have run out.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -30,6 +33,8 @@ pub(super) struct Election {
     pub(super) inputs: mpsc::Sender<Input>,
     /// A failover that the leader does not begin and this manager would begin.
     pub(super) overdue: watch::Receiver<Option<Inaction>>,
+    /// Changes when the lead is to be left to another manager, see [`crate::fsm::yields`].
+    pub(super) yields: watch::Receiver<()>,
     /// Set to end the leadership and give the key back.
     pub(super) stop: watch::Receiver<bool>,
 }
@@ -104,6 +109,7 @@ impl Election {
         let usable = |ttl: Duration| ttl.mul_f64(0.75);
         let mut until = sent_at + usable(ttl);
         let mut leads = false;
+        self.yields.mark_unchanged();
         let why = loop {
             let left = until.since(Clock.now());
             match (leads, left.is_zero()) {
@@ -123,6 +129,7 @@ impl Election {
             tokio::select! {
                 biased;
                 _ = self.stop.wait_for(|s| *s) => break "it is being stopped",
+                Ok(()) = self.yields.changed(), if leads => break YIELDS,
                 () = sleep(if leads { (ttl / 6).min(left) } else { RETRY }) => {}
             }
             let sent_at = Clock.now();
@@ -149,7 +156,11 @@ impl Election {
     }
 
     async fn resign(&self, reason: &str) {
-        warn!(manager = self.me.id, reason, "this manager does not lead any more");
+        if reason == YIELDS {
+            info!(manager = self.me.id, reason, "this manager leaves the lead to another");
+        } else {
+            warn!(manager = self.me.id, reason, "this manager does not lead any more");
+        }
         let _ = self.inputs.send(Input::NotLeading).await;
     }
 
@@ -200,6 +211,7 @@ mod tests {
         keys: Keys,
         seen: watch::Sender<LeaderSeen>,
         overdue: watch::Sender<Option<Inaction>>,
+        yields: watch::Sender<()>,
         stop: watch::Sender<bool>,
         inputs: mpsc::Receiver<Input>,
     }
@@ -216,7 +228,7 @@ mod tests {
         let link = store.client();
         let led = LeaderSeen { leader: Some(leader("m0")), revision: lead, read: true, ..LeaderSeen::default() };
         let ((seen, s), (overdue, o), (stop, st)) = (watch::channel(led), watch::channel(None), watch::channel(false));
-        let (sender, inputs) = mpsc::channel(8);
+        let ((yields, y), (sender, inputs)) = (watch::channel(()), mpsc::channel(8));
         let election = Election {
             store: Arc::new(link.clone()),
             keys: keys.clone(),
@@ -225,10 +237,11 @@ mod tests {
             seen: s,
             inputs: sender,
             overdue: o,
+            yields: y,
             stop: st,
         };
         let inaction = Inaction { term: Term(7), term_revision: term, leader: Some(lead) };
-        (Bench { store, keys, seen, overdue, stop, inputs }, election, link, inaction)
+        (Bench { store, keys, seen, overdue, yields, stop, inputs }, election, link, inaction)
     }
 
     #[tokio::test]
@@ -262,5 +275,26 @@ mod tests {
             assert!(bench.store.get(&bench.keys.manager()).await.unwrap().is_none());
             drop(bench.seen);
         }
+    }
+
+    #[tokio::test]
+    async fn a_lead_that_is_left_is_free_for_others_and_taken_again_where_there_are_none() {
+        let (mut bench, election, _, _) = bench().await;
+        bench.store.txn(Txn::new().delete(bench.keys.manager())).await.unwrap();
+        // What was said before it leads is not heard later.
+        bench.yields.send_replace(());
+        let free = LeaderSeen { read: true, beside_primary: true, ..LeaderSeen::default() };
+        bench.seen.send_replace(free);
+        let running = tokio::spawn(election.run());
+        let mut next = async || timeout(LONG, bench.inputs.recv()).await.expect("news of the lead").unwrap();
+        let Input::Leading { revision: first } = next().await else { panic!("nobody else leads") };
+        bench.yields.send_replace(());
+        assert!(matches!(next().await, Input::NotLeading));
+        // The key was free, or it could not be put anew.
+        let again = next().await;
+        assert!(matches!(again, Input::Leading { revision } if revision > first), "{again:?}");
+        bench.stop.send_replace(true);
+        timeout(LONG, running).await.expect("the lead to be given back").unwrap();
+        assert!(bench.store.get(&bench.keys.manager()).await.unwrap().is_none());
     }
 }

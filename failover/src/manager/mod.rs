@@ -16,6 +16,7 @@ use crate::config::manager::ManagerSection;
 use crate::fsm::action::{Action, Answer, Input, Operation};
 use crate::fsm::planner::Planner;
 use crate::fsm::status::{Leader, Status};
+use crate::fsm::yields::Yields;
 use crate::http::ManagerRoutes;
 use crate::metrics::Metrics;
 use crate::record::{JournalRecord, LeaderRecord};
@@ -170,7 +171,7 @@ pub fn start(
     let planner = Planner::new(&*id, settings);
     let (show, status) = watch::channel(Arc::new(planner.status(Clock.now(), &config.cluster, None)));
     let (stop, stopping) = watch::channel(false);
-    let (overdue, overdue_seen) = watch::channel(None);
+    let ((overdue, overdue_seen), (leave, left)) = (watch::channel(None), watch::channel(()));
     let me = LeaderRecord { id: id.to_string(), host: host.to_string(), admin: config.admin.clone() };
     let mut tasks = JoinSet::new();
     let reader = Reader {
@@ -195,6 +196,7 @@ pub fn start(
         seen: leader_seen.clone(),
         inputs: inputs.clone(),
         overdue: overdue_seen,
+        yields: left,
         stop: stopping,
     };
     let election = Apart::spawn(election.run()).map_err(StartError::Thread)?;
@@ -216,6 +218,8 @@ pub fn start(
         performer,
         pace,
         overdue: Overdue::new(overdue, read_interval),
+        yields: Yields::default(),
+        leave,
         leader: leader_seen,
         asked,
         show,
@@ -242,6 +246,9 @@ struct Manager {
     performer: Performer,
     pace: watch::Sender<Pace>,
     overdue: Overdue,
+    yields: Yields,
+    /// Tells the election to leave the lead to another.
+    leave: watch::Sender<()>,
     leader: watch::Receiver<LeaderSeen>,
     asked: Arc<Notify>,
     show: watch::Sender<Arc<Status>>,
@@ -290,11 +297,14 @@ impl Manager {
                 self.listen();
             }
             self.set_pace();
-            let leader = {
+            let (leader, beside) = {
                 let seen = self.leader.borrow();
-                seen.leader.as_ref().map(|_| seen.revision)
+                (seen.leader.as_ref().map(|_| seen.revision), seen.beside_primary)
             };
             self.overdue.look(Clock.now(), &mut self.planner, leader);
+            if self.yields.look(Clock.now(), self.planner.may_yield(), beside) {
+                self.leave.send_replace(());
+            }
             self.publish(news);
         }
     }

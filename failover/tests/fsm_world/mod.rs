@@ -136,6 +136,12 @@ impl World {
                 let what = term.map_or_else(|| "nothing".to_owned(), |t| format!("the primary of term {}", t.value));
                 self.seen.push(format!("would replace {what}"));
             }
+            // Whether it could leave the lead to another.
+            "may" => {
+                words.expect("yield")?;
+                let may = self.planner.may_yield();
+                self.seen.push(may.map_or_else(|| "may not yield".to_owned(), |t| format!("may yield in term {t}")));
+            }
             "safe" => {
                 let safety = self.planner.safety(self.now);
                 self.seen.push(format!("safe: {}; {}", safety.safe, list(&safety.why)));
