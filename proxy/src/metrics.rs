@@ -83,7 +83,7 @@ impl Metrics {
             no_standby: counters(
                 "pgtenure_proxy_no_standby_total",
                 "Reads, and READ ONLY transactions, that no standby could serve at once, by what became of them (waited for \
-                 a standby, sent to the primary, or an error) and by why there was none",
+                 a standby, sent to the primary, or an error, as also when its client gave up) and by why there was none",
                 &["outcome", "reason"],
             )?,
             checkout_wait: Histogram::with_opts(wait.buckets(buckets))?,

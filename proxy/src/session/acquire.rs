@@ -251,14 +251,14 @@ pub async fn find(
         Box::pin(slow::down(w, want.since)).await;
     }
     let mut queue = Queue::default();
-    let mut lacks = Lacks::default();
+    let mut lacks = Lacks::new(w);
     loop {
         let now = w.now();
         queue.look(now);
         let hold_left = queue.hold_left(w, &want, now);
         if hold_left.is_zero() {
-            lacks.standby.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
-            let error = lacks.error.unwrap_or_else(|| hold_timeout(w, lacks.read.as_ref(), want.since, now));
+            let error = lacks.error.take();
+            let error = error.unwrap_or_else(|| hold_timeout(w, lacks.read.as_ref(), want.since, now));
             return Err(NotFound::Error(error));
         }
         if let Some(frame) = queue.give_up(w, &want) {
@@ -292,7 +292,7 @@ pub async fn find(
             match sampled(w, &mut server, &want.promise) {
                 Sampled::Itself => {
                     w.counts.waited(w.now().since(want.since));
-                    return Ok(Found { server, pool, reason, lacked: lacks.standby });
+                    return Ok(Found { server, pool, reason, lacked: lacks.standby.take() });
                 }
                 // It may turn out to be staler than was thought: everything is decided anew.
                 Sampled::NotSince => {
@@ -312,9 +312,10 @@ pub(super) async fn change(w: &Worker, most: Duration) {
     let _ = tokio::time::timeout(most, w.changed.notified()).await;
 }
 
-/// What a unit waits for.
-#[derive(Default)]
-struct Lacks {
+/// What a unit waits for. Where that ends without a server, be it that a limit is over or its client has gone, and a standby
+/// was lacking, it is counted.
+struct Lacks<'a> {
+    w: &'a Worker,
     /// What it is told if it waits in vain, where that is known.
     error: Option<ClientError>,
     /// Why no standby could serve it first.
@@ -323,9 +324,26 @@ struct Lacks {
     read: Option<Reason>,
 }
 
+impl<'a> Lacks<'a> {
+    fn new(w: &'a Worker) -> Self {
+        Self { w, error: None, standby: None, read: None }
+    }
+}
+
+impl Drop for Lacks<'_> {
+    fn drop(&mut self) {
+        self.standby.iter().for_each(|reason| self.w.counts.no_standby(Outcome::Error, reason));
+    }
+}
+
 /// Where a unit goes now; within, how long to wait for a change when that is nowhere yet. The gate is one that may open:
 /// it is looked at again from time to time, as the view's validity may be over.
-fn decide(w: &Worker, want: &Want, lacks: &mut Lacks, now: Instant) -> Result<Result<Decided, Duration>, ClientError> {
+fn decide(
+    w: &Worker,
+    want: &Want,
+    lacks: &mut Lacks<'_>,
+    now: Instant,
+) -> Result<Result<Decided, Duration>, ClientError> {
     let (target, reason) = target(w, want.need(), now);
     if reason.lacks_standby() {
         lacks.standby.get_or_insert(reason.as_str());
@@ -334,9 +352,9 @@ fn decide(w: &Worker, want: &Want, lacks: &mut Lacks, now: Instant) -> Result<Re
     lacks.read = tells.then(|| reason.clone());
     match target {
         Target::Nowhere => {
-            let unproven = matches!(reason, Reason::Unproven { .. }).then(|| reason.as_str());
-            let lacked = lacks.standby.or(unproven);
-            lacked.iter().for_each(|reason| w.counts.no_standby(Outcome::Error, reason));
+            if matches!(reason, Reason::Unproven { .. }) {
+                lacks.standby.get_or_insert(reason.as_str());
+            }
             return Err(nowhere(w, want, reason, now));
         }
         Target::Wait(left) => {

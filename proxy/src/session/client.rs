@@ -502,6 +502,7 @@ impl Session {
         self.w.shared.keyring.leave(&self.identity, &self.credentials);
         self.set_busy(None);
         self.count_working(self.presence.doing.get().activity, Activity::Idle);
+        self.give_up_unshown();
         self.count_pins(Pins::NONE);
         self.count_kept(0);
         self.w.accounts.borrow_mut().leave(&self.identity.user);

@@ -220,7 +220,8 @@ impl Session {
                 self.to_client.queue(&backend::as_error(&frame));
             }
         }
-        (self.waiting_since, self.hold, self.hint_warned, self.held_unshown) = (None, None, false, false);
+        (self.waiting_since, self.hold, self.hint_warned) = (None, None, false);
+        self.give_up_unshown();
         self.avoid.clear();
         (self.rechecks, self.refused) = (None, false);
         self.losses.forget();

@@ -1,5 +1,6 @@
 //! What reaches a session from outside of its two sockets: changes of the cluster, limits, cancel requests, its end.
 
+use crate::metrics::Outcome;
 use crate::route::Reason;
 use crate::route::durability::{COMMIT, Durability};
 use crate::session::before_commit::Unless;
@@ -8,6 +9,7 @@ use crate::session::client::{Failure, Loss, Session, Tail, Turn};
 use crate::session::presence::Activity;
 use crate::session::timers::Expiry;
 use crate::session::{acquire, cancel, lost};
+use crate::sql::Access;
 use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::wire::pool_error::PoolError;
@@ -18,6 +20,9 @@ use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::time::Duration;
+
+/// Why a read fails at the primary that its session has, in metrics.
+const UNPROVEN: &str = "unproven";
 
 /// How far standbys may be behind that keep up: none of their commits has waited for longer.
 const KEEPS_UP: Duration = Duration::from_secs(2);
@@ -134,6 +139,9 @@ impl Session {
             let error = PromiseError::AfterUnknown { after, term, waited };
             self.fail = Some(Failure::Error(ClientError::Promise(error)));
         } else if let Some(what) = self.doubts(self.held_for, now) {
+            if self.held_for == Access::Read && !self.held_unshown {
+                self.w.counts.no_standby(Outcome::Error, UNPROVEN);
+            }
             self.fail = Some(Failure::Error(acquire::unproven(&self.w, &what, since, now)));
         } else if let Some((_, read_at)) = self.unshown(now) {
             let why = Reason::Unconfirmed { since: read_at };

@@ -128,6 +128,13 @@ impl Session {
         waited
     }
 
+    /// It ends otherwise: by an error, or its client is gone.
+    pub(super) fn give_up_unshown(&mut self) {
+        if std::mem::take(&mut self.held_unshown) {
+            self.w.counts.no_standby(Outcome::Error, UNCONFIRMED);
+        }
+    }
+
     /// So many units were answered by `now`, and some of them ended a transaction. What that has written counts at once: what
     /// its client has sent behind it may have begun the next one already, in an answer that came with it.
     pub(super) fn note_answers(&mut self, (answered, ended): (usize, usize), now: Instant) {

@@ -151,6 +151,13 @@ fn asking_where_a_read_went_does_not_make_the_session_forget_it() {
     }
     ok(&mut strict, "set pgtenure.no_standby = 'error'");
     lose_n2(&mut cluster);
+    // What ends such a wait otherwise is counted, too.
+    let failed = || cluster.counter_of("pgtenure_proxy_no_standby_total", "error");
+    let before = failed();
+    unlooked(&mut pinned, "set statement_timeout = '100ms'");
+    assert_eq!(pinned.query(COUNT), ["E 57014", "Z I"]);
+    unlooked(&mut pinned, "set statement_timeout = 0");
+    wait_for("it to be counted", || (failed() == before + 1.0).then_some(()));
     let unconfirmed = || cluster.counter_of("pgtenure_proxy_no_standby_total", "unconfirmed");
     let before = unconfirmed();
     pinned_vain.write(|out| write_query(out, COUNT));

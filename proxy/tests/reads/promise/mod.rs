@@ -101,8 +101,7 @@ fn a_statement_that_waits_is_over_when_the_sessions_timeout_is() {
     // So is one that is cancelled.
     a.write(|out| proxy::wire::frontend::write_query(out, "select n from seen"));
     wait_for("the read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 0.0).then_some(()));
-    let mut request = common::dial(cluster.port);
-    std::io::Write::write_all(&mut request, &proxy::wire::startup::cancel_request(a.key.0, a.key.1)).unwrap();
+    cancel(&cluster, &a);
     assert_eq!(a.until_ready(), ["E 57014", "Z I"]);
     ok(&mut a, "set statement_timeout = '300ms'");
     assert_eq!(a.query("select n from seen"), ["E 57014", "Z I"]);
@@ -156,6 +155,22 @@ fn what_becomes_of_a_read_that_no_standby_can_serve_is_counted() {
     assert_eq!(value(&mut a, WHERE), "n1");
     ok(&mut a, "commit");
     becomes([1.0, 2.0, 1.0]);
+    // Nor is one left out whose wait something else ends: a request to cancel it, or its session's limit.
+    cluster.nodes[1].psql("select pg_wal_replay_pause()");
+    ok(&mut c, "update seen set n = 4");
+    c.write(|out| proxy::wire::frontend::write_query(out, WHERE));
+    wait_for("the read to wait", || (cluster.counter("pgtenure_proxy_held_statements") > 0.0).then_some(()));
+    cancel(&cluster, &c);
+    assert_eq!(c.until_ready(), ["E 57014", "Z I"]);
+    becomes([1.0, 2.0, 2.0]);
+    ok(&mut c, "set statement_timeout = '100ms'");
+    assert_eq!(c.query(WHERE), ["E 57014", "Z I"]);
+    becomes([1.0, 2.0, 3.0]);
+}
+
+fn cancel(cluster: &Cluster, client: &Raw) {
+    let mut request = common::dial(cluster.port);
+    std::io::Write::write_all(&mut request, &proxy::wire::startup::cancel_request(client.key.0, client.key.1)).unwrap();
 }
 
 #[test]
