@@ -418,7 +418,12 @@ impl Session {
     /// A setting that changes how the server reads the client's text.
     pub(super) fn learn(&mut self, name: &str, value: &str) {
         self.cut = None;
+        let before = self.lex;
         self.lex.learn(name, value);
+        // What was prepared before is prepared anew where it is used next, and read there as by now.
+        if self.lex != before {
+            self.reclassify();
+        }
     }
 
     /// Find this pool without its whole key the next time.

@@ -174,6 +174,36 @@ fn cancel(cluster: &Cluster, client: &Raw) {
 }
 
 #[test]
+fn what_was_prepared_is_a_read_only_as_texts_are_read_now() {
+    let cluster = one_standby();
+    let sql = r"select current_setting('cluster_name'), '\\' || 'x'";
+    for set in ["standard_conforming_strings = off", "client_encoding = 'BIG5'"] {
+        let mut a = Raw::login(cluster.port, &[]);
+        a.write(|out| {
+            common::raw::parse(out, "s", sql);
+            common::raw::sync(out);
+        });
+        assert_eq!(a.until_ready(), ["1", "Z I"]);
+        let run = |a: &mut Raw| {
+            a.write(|out| {
+                common::raw::bind(out, "", "s", &[]);
+                common::raw::execute(out, "");
+                common::raw::sync(out);
+            });
+            let seen = a.until_ready();
+            seen.iter()
+                .find_map(|s| s.strip_prefix("D ").map(|row| row[..2].to_owned()))
+                .unwrap_or_else(|| panic!("{seen:?}"))
+        };
+        wait_for("a read at the standby", || (run(&mut a) == "n2").then_some(()));
+        // It waits for no sample then.
+        ok(&mut a, "set pgtenure.consistency = 'eventual'");
+        ok(&mut a, &format!("set {set}"));
+        assert_eq!(run(&mut a), "n1", "{set}");
+    }
+}
+
+#[test]
 fn global_reads_see_what_others_were_acknowledged_before_they_began() {
     let cluster = one_standby();
     let mut writer = Raw::login(cluster.port, &[]);
