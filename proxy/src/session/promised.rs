@@ -78,10 +78,9 @@ impl Session {
         }
     }
 
-    /// Is the client told where the unit goes that is sent now? As of what was known of its promise when it was routed.
-    pub(super) fn explains(&self) -> bool {
-        let said = self.hinted.as_deref().map(|said| said.promise).or_else(|| self.promise_of_block());
-        said.or_else(|| self.promised.as_deref().map(|known| known.promise)).is_some_and(|of| of.explain_route)
+    /// What reads of the session are promised, as it was worked out last.
+    pub(super) fn promise_known(&self) -> Option<Promise> {
+        self.promised.as_deref().map(|known| known.promise)
     }
 
     /// A unit may say for itself what it is promised. `None`: it can be routed.

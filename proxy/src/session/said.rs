@@ -13,20 +13,22 @@ use crate::session::lost;
 use crate::session::settings::literal;
 use crate::session::state::Pins;
 use crate::sql::{Access, PinReason, sets_aside};
+use crate::wire::backend::TxStatus;
 use crate::wire::error_response::ClientError;
 use crate::wire::promise_error::PromiseError;
 use cluster::{Instant, Role};
 
 const CONSISTENCY: &str = "pgtenure.consistency";
 
-/// The settings that a promise is made of.
-const NAMES: [&str; 6] = [
+/// The settings that a promise is made of, and whether its client is told where statements go.
+const NAMES: [&str; 7] = [
     CONSISTENCY,
     "pgtenure.read_from",
     "pgtenure.max_replay_lag",
     "pgtenure.standby_wait",
     "pgtenure.no_standby",
     AFTER,
+    "pgtenure.explain_route",
 ];
 
 /// Bytes that are kept of what a block sets first.
@@ -75,6 +77,19 @@ impl Session {
     /// What the open block is promised by itself, while that counts.
     pub(super) fn promise_of_block(&self) -> Option<Promise> {
         self.fresh.and(self.said.as_deref()).map(|said| said.promise)
+    }
+
+    /// Is the client told where the unit goes that is sent now? As of what was known of its promise when it was routed.
+    pub(super) fn explains(&self) -> bool {
+        let said = self.hinted.as_deref().or(self.said.as_deref());
+        said.map_or_else(|| self.promise_known(), |said| Some(said.promise)).is_some_and(|of| of.explain_route)
+    }
+
+    /// A unit is on its way: nothing is asked any more of what was said for its block, if that ends with it.
+    pub(super) fn forget_said(&mut self) {
+        if self.said.is_some() && self.relay.leads_to() == TxStatus::Idle {
+            self.said = None;
+        }
     }
 
     /// What the texts of a unit give the settings of a promise, and for how long; `None`: the value of before.
@@ -170,7 +185,8 @@ impl Session {
     /// A unit goes to the server that says what its block is promised, or begins one with that.
     pub(super) fn note_said(&mut self, begins: bool) {
         if self.fresh.is_none() {
-            self.said = None;
+            // Whether its client is told of routes is asked until the block ends.
+            self.said = self.said.take().filter(|_| self.relay.status != TxStatus::Idle);
         } else if begins {
             self.said = self.hinted.take();
         } else if let Some(said) = self.hinted.take() {
@@ -212,6 +228,10 @@ impl Session {
     pub(super) fn cannot_keep(&mut self, said: Said, now: Instant) -> Option<ClientError> {
         let (holds, wants) = (self.promise_of_block().unwrap_or_else(|| self.promise()), said.promise);
         self.hinted = Some(Box::new(said));
+        // Its client is told where statements go, wherever that is.
+        if (Promise { explain_route: holds.explain_route, ..wants }) == holds {
+            return None;
+        }
         let standby = self.server.as_ref().is_some_and(|server| server.meta.role == Role::Standby);
         // What BEGIN needed no proof for may need one now, and cannot wait for it.
         let proven_less = holds.consistency == Consistency::Eventual || wants.max_replay_lag < holds.max_replay_lag;

@@ -391,6 +391,7 @@ impl Session {
         if executes && !unit.ours {
             self.note_route(primary, chosen, kept, now);
         }
+        self.forget_said();
         // A unit of shared statements may fail for a reason that is ours, before it has done anything.
         let keep = repeatable || (unit.binds_named && self.relay.status == TxStatus::Idle);
         self.retain(&input[..unit.len], unit, keep, begins);

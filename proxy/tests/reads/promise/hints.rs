@@ -1,6 +1,6 @@
 //! What a statement says in a comment about itself.
 
-use super::common::raw::{Raw, value};
+use super::common::raw::{Raw, ok, value};
 use super::common::{self, Cluster, wait_for};
 use super::{WHERE, last_route, one_standby};
 
@@ -19,6 +19,23 @@ fn a_statement_says_for_itself_what_it_may_miss() {
     assert_eq!(a.query(&format!("/* pgtenure: read_from=nowhere */ {WHERE}"))[0], "N 01000");
     assert_eq!(a.query(&format!("/* pgtenure: explain_route=on */ {WHERE}"))[0], "N 00000");
     assert_eq!(a.query(WHERE)[0], "T");
+    // A block says it for each of its statements, and for no other.
+    let notices = |a: &mut Raw, sql: &str| a.query(sql).iter().filter(|s| *s == "N 00000").count();
+    for (begin, told) in [
+        (&["/* pgtenure: explain_route=on */ begin read only"][..], 1),
+        (&["begin read only", "set local pgtenure.explain_route = on"], 1),
+        (&["begin", "set local pgtenure.explain_route = on"], 1),
+        (&["set pgtenure.explain_route = on", "begin read only", "set local pgtenure.explain_route = off"], 0),
+    ] {
+        for sql in begin {
+            a.query(sql);
+        }
+        for sql in [WHERE, WHERE, "commit"] {
+            assert_eq!(notices(&mut a, sql), told, "{begin:?}: {sql}");
+        }
+        assert_eq!(notices(&mut a, WHERE), 1 - told, "{begin:?}");
+    }
+    ok(&mut a, "reset pgtenure.explain_route");
     // What is not read says so, and goes where any promise is kept; comments of others stand before it, too.
     for (sql, warned) in [
         (format!("/* dao.7 */ {hinted}"), 0),
