@@ -21,15 +21,17 @@ const UNTIL: &str = "The primary has waited in vain for standbys to confirm it. 
 
 impl Session {
     /// May reads behind the unit at the head of the inbox, which is about to be sent, not go by what that shows? It is alone
-    /// outside of any block, and all that it does is to set or to show settings of ours.
-    pub(super) fn shows_nothing(&self) -> bool {
-        self.own && self.relay.status == TxStatus::Idle && !self.relay.busy()
+    /// outside of any block, and all that it does is to set or to show settings of ours, or to prepare and to describe.
+    pub(super) fn shows_nothing(&self, unit: &Unit) -> bool {
+        let executes = unit.statements > 0 || !unit.complete || unit.tail_left > 0;
+        (self.own || !executes) && self.relay.status == TxStatus::Idle && !self.relay.busy()
     }
 
     /// It is sent now. What is in flight with it, or in one block, counts as what shows the least of it.
-    pub(super) fn note_shows(&mut self) {
+    pub(super) fn note_shows(&mut self, unit: &Unit) {
+        let nothing = self.shows_nothing(unit);
         if self.own {
-            if self.shows_nothing() {
+            if nothing {
                 self.shows = Shows::Nothing;
             }
             return;
@@ -45,6 +47,7 @@ impl Session {
             Consistency::Eventual | Consistency::Bounded => false,
         };
         self.shows = match (all, self.shows) {
+            _ if nothing => Shows::Nothing,
             (true, Shows::Some) if !anew => Shows::Some,
             (true, _) => Shows::All,
             (false, _) => Shows::Some,

@@ -317,8 +317,8 @@ impl Session {
         if unit.ours {
             self.note_own_set(input, unit);
         }
-        let (repeatable, shows) = (self.may_repeat(unit), !self.shows_nothing());
-        self.note_shows();
+        let (repeatable, shows) = (self.may_repeat(unit), !self.shows_nothing(unit));
+        self.note_shows(unit);
         let begins = self.relay.open.is_none();
         let mut sink = Sink::new(self.w.take_spare());
         let (mut naming, config, kept) = (self.naming(), self.w.config(), self.pins);

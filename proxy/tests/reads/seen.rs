@@ -1,7 +1,7 @@
 //! What a session has written and read is not missed by its later reads, however it came to an end.
 
 use super::common::joined::joined;
-use super::common::raw::{Raw, let_commits_wait, ok, value};
+use super::common::raw::{Raw, bind, describe, execute, let_commits_wait, ok, parse, sync, value};
 use super::common::{Cluster, wait_for};
 use cluster::topology::{Closed, Gate, Quorum};
 use proxy::wire::frontend::write_query;
@@ -104,6 +104,27 @@ fn what_a_lost_block_has_shown_is_not_missed_behind_it() {
     assert_eq!(told.until_ready(), ["E 08007", "Z I"]);
     assert!(value(&mut told, COUNT).ends_with("n3"), "it is told once");
     wait_for("it to be counted", || (cluster.counter("pgtenure_proxy_lost_reads_told_total") == 1.0).then_some(()));
+}
+
+#[test]
+fn what_was_only_prepared_at_a_standby_keeps_nothing_waiting() {
+    let cluster = n2_shows_more();
+    let at_standby = || cluster.counter_of("pgtenure_proxy_queries_total", "standby");
+    let (mut client, before) = (Raw::login(cluster.port, &[LONG]), at_standby());
+    client.write(|out| {
+        parse(out, "s", "select 0 from pg_backend_pid()");
+        describe(out, "s");
+        sync(out);
+    });
+    assert_eq!(client.until_ready(), ["1", "t", "T", "Z I"]);
+    wait_for("a standby to have prepared it", || (at_standby() > before).then_some(()));
+    // Nobody tells the primary's position now: it would be waited for in vain.
+    client.write(|out| {
+        bind(out, "", "s", &[]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(client.until_ready(), ["2", "D 0", "C SELECT 1", "Z I"]);
 }
 
 /// The session is promised less for this one statement.
