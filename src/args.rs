@@ -537,6 +537,9 @@ pub struct VerifyReadsArgs {
     /// Let all sessions ask for this consistency instead, to see that the check can fail.
     #[arg(long, value_name = "CONSISTENCY")]
     pub ask: Option<String>,
+    /// Fail when standbys have served less than this share of the reads of a mode, or none.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.3, value_parser = share, conflicts_with = "primary_only")]
+    pub standby_share: f64,
     /// Do not fail when no standby has served any read of a mode.
     #[arg(long)]
     pub primary_only: bool,
@@ -546,6 +549,11 @@ pub struct VerifyReadsArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share is between 0 and 1".to_owned())
 }
 
 #[cfg(test)]

@@ -34,10 +34,11 @@ impl Baseline {
             };
             while !run.is_over() && !client.is_closed() {
                 let (style, begun_at) = (reader::style(self.index, reads, false), Clock.now());
-                let asked = tokio::time::timeout(PATIENCE, reader::ask(&client, &read, style, "")).await;
-                let answered: Vec<Instant> = asked.iter().flatten().flatten().map(|(_, answered)| *answered).collect();
+                let mut answers = Vec::new();
+                let asked = tokio::time::timeout(PATIENCE, reader::ask(&client, &read, style, "", &mut answers)).await;
+                let answered: Vec<Instant> = answers.into_iter().map(|(_, answered)| answered).collect();
                 let ended = match asked {
-                    Ok(Ok(_)) => tokio::time::timeout(PATIENCE, reader::end(&client, style)).await,
+                    Ok(Ok(())) => tokio::time::timeout(PATIENCE, reader::end(&client, style)).await,
                     Ok(Err(error)) => Ok(Err(error)),
                     Err(elapsed) => Err(elapsed),
                 };

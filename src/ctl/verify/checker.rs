@@ -141,6 +141,15 @@ pub struct Begun {
     owed: Vec<Owed>,
     own: Option<i64>,
     token: Option<Vec<i64>>,
+    /// What its transaction has shown before.
+    before: Vec<i64>,
+}
+
+impl Begun {
+    /// A read behind this one in its transaction, which is on one server: it must not go back, whatever the mode.
+    pub fn behind(self, shown: &[i64]) -> Self {
+        Self { before: shown.to_vec(), ..self }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -232,7 +241,7 @@ impl Checker {
             Mode::Bounded | Mode::Monotonic => None,
         };
         let owed = self.registers.iter().map(|r| r.owed(until)).collect();
-        Begun { at: now, owed, own, token: session.token.clone() }
+        Begun { at: now, owed, own, token: session.token.clone(), before: Vec::new() }
     }
 
     /// What a token covers that `session` asks for at `now`, one number per register: all that it has read, and its own
@@ -273,7 +282,8 @@ impl Checker {
             if let Some(own) = begun.own.filter(|own| session.own == Some(i) && n < *own) {
                 add(Broken::OwnWrite, i, own, None);
             }
-            if let Some(seen) = session.seen.get(i).copied().filter(|seen| session.mode != Mode::Bounded && n < *seen) {
+            let seen = session.seen.get(i).filter(|_| session.mode != Mode::Bounded).max(begun.before.get(i));
+            if let Some(seen) = seen.copied().filter(|seen| n < *seen) {
                 add(Broken::WentBack, i, seen, None);
             }
             if let Some(covered) = begun.token.as_ref().and_then(|t| t.get(i)).filter(|covered| n < **covered) {

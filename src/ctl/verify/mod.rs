@@ -103,7 +103,7 @@ async fn measure(
         until: Clock.now() + Duration::from_secs(args.seconds),
         reads: args.reads,
         pauses: (args.read_pause, args.write_pause),
-        primary_only: args.primary_only,
+        standby_share: (!args.primary_only).then_some(args.standby_share),
     };
     let run = Rc::new(Run::new(plan, registers));
     let mut tasks = tokio::task::JoinSet::new();

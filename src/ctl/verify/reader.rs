@@ -53,7 +53,7 @@ enum Kind {
     /// All its reads are hinted, and it asks for nothing itself.
     Hinted,
     Pipelined,
-    /// It reads in READ ONLY transactions only. A block that goes to the primary would keep its other reads there.
+    /// It reads in READ ONLY transactions only, twice in each. A block that goes to the primary would keep its other reads there.
     ReadOnly,
 }
 
@@ -225,13 +225,25 @@ impl Reader {
     /// False: the session is of no use any more.
     async fn read(&self, run: &Run, open: &mut Open, style: Style, turn: usize) -> bool {
         let begun_at = Clock.now();
-        let begun = run.checker.borrow().begin(&open.session, begun_at);
-        let asked = ask(open.connection.client(), &open.read, style, open.hint.as_deref().unwrap_or_default());
-        let result = tokio::time::timeout(PATIENCE, asked).await;
-        let answers = match result {
-            Ok(Ok(answers)) => answers,
+        let mut begun = run.checker.borrow().begin(&open.session, begun_at);
+        let (mut answers, hint) = (Vec::new(), open.hint.as_deref().unwrap_or_default());
+        let asked = ask(open.connection.client(), &open.read, style, hint, &mut answers);
+        let mut result = tokio::time::timeout(PATIENCE, asked).await;
+        if matches!(&result, Ok(Err(error)) if older_than_the_table(error)) {
             // Older than the table itself: nothing is there.
-            Ok(Err(error)) if older_than_the_table(&error) => vec![(Answer::default(), Clock.now())],
+            answers.push((Answer::default(), Clock.now()));
+            result = Ok(Ok(()));
+        }
+        // Whatever becomes of its transaction, this was shown.
+        for (answer, now) in answers {
+            let numbers = answer.numbers.clone();
+            self.note(run, open, (&begun, begun_at, now), style, answer);
+            if matches!(style, Style::ReadOnly) {
+                begun = begun.behind(&numbers);
+            }
+        }
+        match result {
+            Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 run.read_error(self.mode, &error);
                 let over = roll_back(open.connection.client(), style).await;
@@ -244,10 +256,6 @@ impl Reader {
                 // What comes of it, and of a transaction that is open still, belongs to nothing any more.
                 return false;
             }
-        };
-        // Whatever becomes of its transaction, this was shown.
-        for (answer, now) in answers {
-            self.note(run, open, (&begun, begun_at, now), style, answer);
         }
         let client = open.connection.client();
         if turn / KINDS.len() % BROKEN_OFF_EACH == BROKEN_OFF_EACH - 1 && matches!(style, Style::ReadOnly) {
@@ -344,14 +352,15 @@ pub(super) async fn end(client: &Client, style: Style) -> Result<(), Error> {
     }
 }
 
-/// Ask; a transaction that the style has is left open. The answers in their order, and when each was there.
+/// Ask; a transaction that the style has is left open. The answers in their order, and when each was there, also those before
+/// an error.
 pub(super) async fn ask(
     client: &Client,
     read: &Statement,
     style: Style,
     hint: &str,
-) -> Result<Vec<(Answer, Instant)>, Error> {
-    let mut answers = Vec::new();
+    answers: &mut Vec<(Answer, Instant)>,
+) -> Result<(), Error> {
     let last = match style {
         Style::Prepared => prepared(client, read).await,
         Style::Unnamed => unnamed(client, &query()).await,
@@ -360,6 +369,7 @@ pub(super) async fn ask(
         Style::HintedSimple => simple(client, &format!("{hint}{}", query())).await,
         Style::ReadOnly => {
             client.batch_execute("begin read only").await?;
+            answers.push(simple(client, &query()).await?);
             simple(client, &query()).await
         }
         Style::Pipelined => {
@@ -381,7 +391,7 @@ pub(super) async fn ask(
     };
     let (last, at) = last?;
     answers.push((Answer { last: true, ..last }, at));
-    Ok(answers)
+    Ok(())
 }
 
 async fn prepared(client: &Client, read: &Statement) -> Result<(Answer, Instant), Error> {

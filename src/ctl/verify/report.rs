@@ -29,9 +29,15 @@ impl Result {
         if self.writes.acknowledged == 0 {
             return Some("no write was acknowledged, so nothing was checked".to_owned());
         }
-        let alone = self.tallies.iter().find(|(_, tally)| tally.by_standbys == 0).filter(|_| !self.primary_only);
-        alone.map(|(mode, _)| {
-            format!("no read of mode {} was served by a standby: nothing is known of them", mode.as_str())
+        let least = self.standby_share?;
+        let (mode, tally) = self.tallies.iter().find(|(_, t)| t.by_standbys == 0 || share(t) < least)?;
+        let mode = mode.as_str();
+        Some(match tally.by_standbys {
+            0 => format!("no read of mode {mode} was served by a standby: nothing is known of them"),
+            by_standbys => format!(
+                "standbys have served {by_standbys} of {} reads of mode {mode}, less than the share of {least} that was asked for",
+                tally.reads
+            ),
         })
     }
 
@@ -237,14 +243,16 @@ mod tests {
 
     #[test]
     fn reads_that_only_the_primary_served_have_proven_nothing() {
-        let of = |by_standbys, primary_only| {
-            let tally = Tally { reads: 5, by_standbys, ..Tally::default() };
+        let of = |by_standbys, standby_share| {
+            let tally = Tally { reads: 10, by_standbys, ..Tally::default() };
             let writes = Writes { acknowledged: 1, ..Writes::default() };
-            let result = Result { tallies: [(Mode::Global, tally)].into(), writes, primary_only, ..Result::default() };
+            let result = Result { tallies: [(Mode::Global, tally)].into(), writes, standby_share, ..Result::default() };
             result.complaint(None)
         };
         let complaint = "no read of mode global was served by a standby: nothing is known of them";
-        assert_eq!(of(0, false).as_deref(), Some(complaint));
-        assert_eq!((of(1, false), of(0, true)), (None, None));
+        assert_eq!((of(0, Some(0.3)).as_deref(), of(0, Some(0.0)).as_deref()), (Some(complaint), Some(complaint)));
+        let few = "standbys have served 2 of 10 reads of mode global, less than the share of 0.3 that was asked for";
+        assert_eq!(of(2, Some(0.3)).as_deref(), Some(few));
+        assert_eq!((of(3, Some(0.3)), of(1, Some(0.0)), of(0, None)), (None, None, None));
     }
 }

@@ -31,8 +31,8 @@ pub(super) struct Plan {
     pub(super) reads: Option<u64>,
     /// Longest pauses of readers and of writers between two statements.
     pub(super) pauses: (Duration, Duration),
-    /// That no standby serves a read is no failure.
-    pub(super) primary_only: bool,
+    /// Of each mode's reads standbys have to serve such a share, and one at least; `None`: they need not serve any.
+    pub(super) standby_share: Option<f64>,
 }
 
 /// Counts of one mode.
@@ -134,8 +134,8 @@ pub(super) struct Result {
     pub(super) hints_off: BTreeSet<String>,
     pub(super) took: Duration,
     pub(super) interrupted: bool,
-    /// That no standby has served a read is no failure.
-    pub(super) primary_only: bool,
+    /// The share of each mode's reads that standbys had to serve, and one at least; `None`: they need not have.
+    pub(super) standby_share: Option<f64>,
 }
 
 impl Tally {
@@ -324,7 +324,7 @@ impl Run {
             hints_off: self.hints_off.take(),
             took: Clock.now().since(self.started),
             interrupted: self.stopped.get(),
-            primary_only: self.plan.primary_only,
+            standby_share: self.plan.standby_share,
         }
     }
 }

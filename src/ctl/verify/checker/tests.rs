@@ -1,5 +1,5 @@
 //! Histories made by hand, one line per event: `10 write 0`, `12 ack 0`, `13 doubt 0`, `14 refuse 0`, `20 read s`,
-//! `21 shows s 1 0`, `22 take b s` (`b` takes a token of `s`), `23 put b`. Times are milliseconds, the bound is 1000; sessions are letters.
+//! `21 shows s 1 0`, `22 again s 1 0` (in its transaction), `22 take b s` (`b` takes a token of `s`), `23 put b`. Times are milliseconds, the bound is 1000; sessions are letters.
 
 use super::*;
 use std::collections::BTreeMap;
@@ -17,6 +17,7 @@ fn at(ms: u64) -> Instant {
 fn run(history: &str) -> Vec<String> {
     let mut checker = Checker::new(2, Duration::from_millis(BOUND));
     let mut sessions: BTreeMap<&str, (Session, Option<Begun>)> = BTreeMap::new();
+    let mut behind: Option<Begun> = None;
     let mut found = Vec::new();
     for line in history.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let words: Vec<&str> = line.split(' ').collect();
@@ -56,6 +57,13 @@ fn run(history: &str) -> Vec<String> {
                 let shown: Vec<i64> = words[3..].iter().map(|w| w.parse().expect("a number")).collect();
                 let begun = begun.take().expect("it has begun");
                 checker.end(session, &begun, &shown).into_iter().for_each(&mut note);
+                behind = Some(begun.behind(&shown));
+            }
+            "again" => {
+                let shown: Vec<i64> = words[3..].iter().map(|w| w.parse().expect("a number")).collect();
+                let (begun, session) = (behind.take().expect("one before it"), sessions.get_mut(words[2]));
+                let (session, _) = session.expect("it has read");
+                checker.end(session, &begun, &shown).into_iter().for_each(&mut note);
             }
             other => panic!("no event is called {other}"),
         }
@@ -75,6 +83,18 @@ fn a_bounded_read_owes_what_was_acknowledged_longer_ago_than_the_bound() {
     check(&format!("{writes}1029 read b\n1050 shows b 1 0"), &[]);
     check(&format!("{writes}1030 read b\n1050 shows b 1 0"), &["1050 stale 0 1<2"]);
     check(&format!("{writes}9000 read b\n9050 shows b 2 0"), &[]);
+}
+
+#[test]
+fn no_transaction_goes_back() {
+    let writes = "0 write 0\n10 ack 0\n";
+    check(&format!("{writes}20 read b\n21 shows b 1 0\n22 again b 1 0"), &[]);
+    check(&format!("{writes}20 read b\n21 shows b 1 0\n22 again b 0 0"), &["22 went_back 0 0<1"]);
+    check(&format!("{writes}20 read b\n21 shows b 1 0\n22 read b\n23 shows b 0 0"), &[]);
+    check(
+        &format!("{writes}20 read m\n21 shows m 0 0\n22 again m 1 0\n23 read m\n24 shows m 0 0"),
+        &["24 went_back 0 0<1"],
+    );
 }
 
 #[test]
