@@ -21,6 +21,7 @@ mod http;
 mod knock;
 mod layout;
 mod lease;
+mod left_memory;
 mod memory;
 mod metrics;
 mod namesake;

@@ -7,6 +7,7 @@
 use super::Agent;
 use super::env::REPLICATION_USER;
 use super::layout::fsync_dir;
+use super::left_memory;
 use super::postgres::{self, ServerError};
 use super::recovery_conf::{conninfo, conninfo_of_copy};
 use super::rejoin::{RejoinError, Source};
@@ -252,6 +253,7 @@ impl Agent {
         self.remember(|m| m.quarantine = Some(floor)).map_err(file("the mark could not be written"))?;
         if layout.data().exists() {
             remove_tree(&layout.data_old()).map_err(file("old data could not be removed"))?;
+            self.remove_left_memory();
             fs::rename(layout.data(), layout.data_old()).map_err(file("old data could not be moved"))?;
         }
         fs::rename(layout.data_new(), layout.data()).map_err(file("the copy could not be moved"))?;
@@ -262,6 +264,19 @@ impl Agent {
         tracing::info!(node = %self.env.config.node, term = source.term.0, lsn = %floor.lsn, "cloned");
         self.look_again(self.env.config.probe_timeout).await;
         Ok(())
+    }
+
+    /// What is here was killed, perhaps, and is not started any more.
+    fn remove_left_memory(&self) {
+        match left_memory::remove(&self.env.layout.data(), self.env.version) {
+            Ok(true) => {
+                tracing::info!(node = %self.env.config.node, "shared memory of the old data's server was left: removed")
+            }
+            Ok(false) => {}
+            // It was stopped.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(node = %self.env.config.node, %error, "shared memory that was left stays"),
+        }
     }
 
     /// The primary, who may be about to change.

@@ -33,6 +33,7 @@ mod remove;
 pub mod report;
 mod restored;
 mod round;
+pub mod shared_memory;
 pub mod slots;
 pub mod status;
 pub mod stuck;

@@ -317,6 +317,53 @@ fn data_whose_copy_had_not_taken_its_place_yet_is_copied_again() {
     });
 }
 
+/// What a killed server has left of its shared memory only the next one on its directory takes away, and here there is none.
+#[test]
+fn shared_memory_of_a_directory_that_is_replaced_does_not_stay() {
+    unprivileged("killed::shared_memory_of_a_directory_that_is_replaced_does_not_stay", async {
+        let mut c = Cluster::new(22458, 2, Mode::Async, 0);
+        // As agents have it where they can.
+        let posix = ("dynamic_shared_memory_type".to_owned(), "posix".to_owned());
+        c.nodes.iter_mut().for_each(|n| n.config.parameters.extend([posix.clone()]));
+        let p = c.bootstrap().await;
+        let s = 1 - p;
+        let (data, memory) = {
+            let dir = &c.nodes[p].config.data_dir;
+            (dir.join("data"), dir.join("agent.json"))
+        };
+        let mut files = std::collections::BTreeSet::new();
+        for pid in postgres_of(&data) {
+            let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+            let mapped = maps.lines().filter_map(|line| line.split_whitespace().nth(5).map(PathBuf::from));
+            files.extend(mapped.filter(|file| file.starts_with("/dev/shm")));
+        }
+        let pid_file = std::fs::read_to_string(data.join("postmaster.pid")).unwrap();
+        let id = pid_file.lines().nth(6).unwrap().split_whitespace().nth(1).unwrap().to_owned();
+        let left = || {
+            let segments = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
+            let segment = segments.lines().any(|line| line.split_whitespace().nth(1) == Some(&id));
+            (segment, files.iter().filter(|file| file.exists()).count())
+        };
+        c.crash_agent(p).await;
+        kill_all(&data);
+        until("their end", async || postgres_of(&data).is_empty().then_some(())).await;
+        assert!(!files.is_empty());
+        assert_eq!(left(), (true, files.len()));
+        assert!(c.store.expire_holder(&c.keys.primary()));
+        let (term, _) = c.failover(s, &[s]).await;
+        let mut mark: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&memory).unwrap()).unwrap();
+        mark["rewinding"] = true.into();
+        std::fs::write(&memory, mark.to_string()).unwrap();
+        c.start(p).await;
+        c.until_streaming(p, s, term).await;
+        assert_eq!(left(), (false, 0), "{files:?}");
+        // Stopped, they leave nothing.
+        for i in [p, s] {
+            c.nodes[i].handle.take().unwrap().stop().await;
+        }
+    });
+}
+
 /// A primary died after a follower had fetched its history, before the follower reached the fork. PostgreSQL then takes
 /// that history for its own line and would write it, with a fork that lies past the end, into the next one: an old
 /// primary would be rewound to the wrong place.
