@@ -193,6 +193,7 @@ fn start_with(
         boards: (0..count).map(|_| Board::default()).collect(),
         clients: AtomicUsize::new(0),
         most_clients: AtomicUsize::new(0),
+        altered: Arc::default(),
         held_bytes: AtomicU64::new(0),
         welcomes: std::sync::Mutex::default(),
         keyring: Keyring::default(),

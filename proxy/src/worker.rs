@@ -229,7 +229,7 @@ impl Worker {
             later: Later::default(),
             changed: Notify::new(),
             places: RefCell::default(),
-            texts: RefCell::new(Texts::new((index as u64) << 48)),
+            texts: RefCell::new(Texts::new((index as u64) << 48).since(shared.altered.clone())),
             connects: RefCell::default(),
             questions: Asks::ALL.map(|_| Semaphore::new(QUESTIONS_AT_ONCE)),
             errands: Cell::new(0),

@@ -272,6 +272,8 @@ impl Session {
                 named.used = false;
             }
         }
+        // Others know of it when it is committed.
+        self.statements.apart |= self.relay.altered;
         if self.relay.doubted > 0 {
             self.count_doubted();
         }
@@ -405,6 +407,10 @@ impl Session {
             (self.wrote, self.saw, self.portal_may_commit, self.own_set) = (false, false, false, 0);
             self.may_have_xid = false;
             self.statements.portals.clear();
+            if std::mem::take(&mut self.relay.altered) {
+                self.w.texts.borrow().alter();
+                self.share_again();
+            }
             if std::mem::take(&mut self.relay.redefined) {
                 self.distrust_table();
             }

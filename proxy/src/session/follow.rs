@@ -318,7 +318,7 @@ impl Session {
     }
 
     /// What is prepared from now on is shared with who reads it alike, as far as that is known.
-    fn share_again(&mut self) {
+    pub(super) fn share_again(&mut self) {
         if self.pins.has(PinReason::Set) {
             return;
         }

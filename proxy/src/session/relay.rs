@@ -220,6 +220,8 @@ pub struct Relay {
     pub forgotten: Option<Survivors>,
     /// What routing knows of functions, operators, views and the like may have been changed.
     pub redefined: bool,
+    /// A table was altered: what is prepared behind it may have parameters of other types.
+    pub altered: bool,
     /// What sessions begin with may have been changed, by ALTER ROLE or ALTER DATABASE.
     pub redefaults: bool,
     /// A transaction has ended, with a COMMIT or in any way that leaves none, since this was looked at.

@@ -5,6 +5,10 @@
 //! because its texts go to the server as they are. What is never shared is the verdict on the text: it depends on how
 //! the client's session reads it.
 
+mod server;
+
+pub use server::ServerStatements;
+
 use crate::session::account::Account;
 use crate::session::portals::Portals;
 use crate::sql::{Statement, fetches, prepared};
@@ -12,6 +16,8 @@ use crate::wire::codec::split_cstring;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a statement costs a server beyond its text, bytes: its parse tree and plan are larger than the text, and this
 /// is less than any of them takes.
@@ -43,6 +49,8 @@ pub struct Text {
     pub tail: Rc<[u8]>,
     /// How it comes to a server.
     pub source: Source,
+    /// How often tables had been altered when it was first prepared.
+    era: u64,
     /// A server said that its result has other columns than when it was prepared: it is not prepared any more.
     retired: Cell<bool>,
     /// A server had something to say when it was prepared, without refusing it.
@@ -105,6 +113,8 @@ pub struct Texts {
     bytes: Rc<Cell<usize>>,
     /// Whose the next ones are.
     account: Rc<Account>,
+    /// How often clients have altered tables, of all workers.
+    altered: Arc<AtomicU64>,
 }
 
 /// What the names of ours on servers begin with.
@@ -119,7 +129,25 @@ impl Texts {
     /// `first_id` keeps the workers' numbers apart: servers move between workers with what they have prepared.
     pub fn new(first_id: u64) -> Self {
         let (bytes, account) = (Rc::default(), Rc::default());
-        Self { known: BTreeMap::new(), next_id: first_id, sweep_at: 1024, bytes, account }
+        let altered = Arc::default();
+        Self { known: BTreeMap::new(), next_id: first_id, sweep_at: 1024, bytes, account, altered }
+    }
+
+    /// The same, where `altered` counts how often clients have altered tables. A text that is prepared behind that is another
+    /// one than before: servers would tell the types of then.
+    #[must_use]
+    pub fn since(mut self, altered: Arc<AtomicU64>) -> Self {
+        self.altered = altered;
+        self
+    }
+
+    /// A client has altered a table.
+    pub fn alter(&self) {
+        self.altered.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn era(&self) -> u64 {
+        self.altered.load(Ordering::SeqCst)
     }
 
     /// What is not there yet from now on is that one's.
@@ -137,18 +165,24 @@ impl Texts {
 
     /// The shared text of a Parse message with this tail, for sessions with this `parse_key`.
     pub fn intern(&mut self, tail: &[u8], parse_key: u64) -> Rc<Text> {
-        self.find_or_keep(tail, parse_key, Source::Shared, None)
+        self.find_or_keep(tail, (parse_key, self.era()), Source::Shared, None)
     }
 
     /// The number of the shared text of a Parse message with this tail, when there is one.
     pub fn known(&self, tail: &[u8], parse_key: u64) -> Option<u64> {
-        let shared = |t: &Rc<Text>| t.parse_key == parse_key && t.source == Source::Shared;
+        let era = self.era();
+        let shared = |t: &Rc<Text>| t.parse_key == parse_key && t.era == era && t.source == Source::Shared;
         self.known.get(tail)?.iter().find_map(|text| text.upgrade().filter(shared)).map(|text| text.id)
     }
 
     /// The text of this tail that is to have the client's `name` on servers, for sessions with this `parse_key`.
     pub fn intern_named(&mut self, name: &[u8], tail: &[u8], parse_key: u64, source: Source) -> Rc<Text> {
-        self.find_or_keep(tail, parse_key, source, Some(name))
+        self.find_or_keep(tail, (parse_key, self.era()), source, Some(name))
+    }
+
+    /// A shared text under the client's `name`, for sessions with this `parse_key`.
+    pub fn alias(&mut self, name: &[u8], text: &Text, parse_key: u64) -> Rc<Text> {
+        self.find_or_keep(&text.tail, (parse_key, text.era), Source::Own, Some(name))
     }
 
     /// The same text for sessions with another `parse_key`, or anew because it is retired.
@@ -157,12 +191,19 @@ impl Texts {
             return self.single(&text.tail, parse_key);
         }
         let name = (text.source != Source::Shared).then_some(&*text.server_name);
-        self.find_or_keep(&text.tail, parse_key, text.source, name)
+        let era = if text.is_retired() { self.era() } else { text.era };
+        self.find_or_keep(&text.tail, (parse_key, era), text.source, name)
     }
 
-    fn find_or_keep(&mut self, tail: &[u8], parse_key: u64, source: Source, name: Option<&[u8]>) -> Rc<Text> {
+    fn find_or_keep(
+        &mut self,
+        tail: &[u8],
+        (parse_key, era): (u64, u64),
+        source: Source,
+        name: Option<&[u8]>,
+    ) -> Rc<Text> {
         let same = |text: &Weak<Text>| {
-            let alike = |t: &Rc<Text>| t.parse_key == parse_key && t.source == source;
+            let alike = |t: &Rc<Text>| t.parse_key == parse_key && t.era == era && t.source == source;
             text.upgrade().filter(alike).filter(|t| name.is_none_or(|name| *t.server_name == *name))
         };
         if let Some(text) = self.known.get(tail).and_then(|of| of.iter().find_map(same)) {
@@ -179,7 +220,7 @@ impl Texts {
         let known = self.known.get_key_value(tail).map(|(tail, _)| tail.clone());
         let tail: Rc<[u8]> = known.unwrap_or_else(|| tail.into());
         let server_name = name.map_or_else(|| server_name(id), Into::into);
-        let text = self.once(id, parse_key, server_name, tail.clone(), source);
+        let text = self.once(id, (parse_key, era), server_name, tail.clone(), source);
         let of = self.known.entry(tail).or_default();
         of.retain(|text| text.strong_count() > 0);
         of.push(Rc::downgrade(&text));
@@ -207,13 +248,13 @@ impl Texts {
     /// A text that is prepared once, under the name its client gave it.
     pub fn named_once(&mut self, name: &[u8], tail: &[u8], parse_key: u64) -> Rc<Text> {
         let id = self.fresh_id();
-        self.once(id, parse_key, name.into(), tail.into(), Source::Own)
+        self.once(id, (parse_key, self.era()), name.into(), tail.into(), Source::Own)
     }
 
     /// A text that is prepared once, under a name of ours.
     pub fn single(&mut self, tail: &[u8], parse_key: u64) -> Rc<Text> {
         let id = self.fresh_id();
-        self.once(id, parse_key, server_name(id), tail.into(), Source::Shared)
+        self.once(id, (parse_key, self.era()), server_name(id), tail.into(), Source::Shared)
     }
 
     /// Retire a text, so that the next client that prepares it gets another name: its result has other columns now, and
@@ -231,13 +272,20 @@ impl Texts {
         self.next_id
     }
 
-    fn once(&self, id: u64, parse_key: u64, server_name: Box<[u8]>, tail: Rc<[u8]>, source: Source) -> Rc<Text> {
+    fn once(
+        &self,
+        id: u64,
+        (parse_key, era): (u64, u64),
+        server_name: Box<[u8]>,
+        tail: Rc<[u8]>,
+        source: Source,
+    ) -> Rc<Text> {
         let (retired, noticed) = (Cell::new(false), Cell::new(false));
         let bytes = tail.len() + server_name.len() + OVERHEAD_HERE;
         self.bytes.set(self.bytes.get() + bytes);
         self.account.add(bytes);
         let held = Held { all: self.bytes.clone(), account: self.account.clone(), bytes };
-        Rc::new(Text { id, parse_key, server_name, tail, source, retired, noticed, held })
+        Rc::new(Text { id, parse_key, era, server_name, tail, source, retired, noticed, held })
     }
 }
 
@@ -429,162 +477,6 @@ impl ClientStatements {
     pub fn clear(&mut self, but: &[Box<[u8]>]) {
         self.named.retain(|name, _| but.iter().any(|kept| **kept == **name));
         self.count();
-    }
-}
-
-/// What a server has prepared.
-#[derive(Clone, Debug, Default)]
-pub struct ServerStatements {
-    prepared: BTreeMap<u64, Prepared>,
-    /// Those under the names of clients.
-    own: BTreeMap<Box<[u8]>, u64>,
-    bytes: usize,
-    clock: u64,
-    /// The serial of the unnamed statement it has.
-    pub unnamed: Option<u64>,
-}
-
-/// A statement that a server has.
-#[derive(Clone, Debug)]
-struct Prepared {
-    name: Box<[u8]>,
-    cost: usize,
-    /// When it was used last, by a clock that counts uses.
-    used: u64,
-    /// The parameters and columns that it had there when they were asked for last, hashed; 0 before.
-    columns: u64,
-}
-
-impl ServerStatements {
-    /// Is this text prepared? If so, it is used now.
-    pub fn has(&mut self, id: u64) -> bool {
-        self.clock += 1;
-        let found = self.prepared.get_mut(&id);
-        found.map(|p| p.used = self.clock).is_some()
-    }
-
-    /// Is this text prepared? Only asked, not used.
-    pub fn knows(&self, id: u64) -> bool {
-        self.prepared.contains_key(&id)
-    }
-
-    /// The columns that a text has there, hashed, and 0 when they are not known. `None`: it is not prepared.
-    pub fn columns(&self, id: u64) -> Option<u64> {
-        self.prepared.get(&id).map(|prepared| prepared.columns)
-    }
-
-    /// Note which columns a text has there.
-    pub fn describe(&mut self, id: u64, columns: u64) {
-        if let Some(prepared) = self.prepared.get_mut(&id) {
-            prepared.columns = columns;
-        }
-    }
-
-    /// Note that a text is prepared. Those to close to make room within `limit` bytes: the least recently used.
-    pub fn insert(&mut self, text: &Text, limit: usize) -> Vec<u64> {
-        self.clock += 1;
-        let fresh = Prepared { name: text.server_name.clone(), cost: text.cost(), used: self.clock, columns: 0 };
-        self.bytes += fresh.cost;
-        if text.source != Source::Shared {
-            self.own.insert(text.server_name.clone(), text.id);
-        }
-        if let Some(old) = self.prepared.insert(text.id, fresh) {
-            self.bytes -= old.cost;
-        }
-        let mut bytes = self.bytes;
-        if bytes <= limit {
-            return Vec::new();
-        }
-        let others = self.prepared.iter().filter(|(id, _)| **id != text.id);
-        let mut others: Vec<_> = others.map(|(id, p)| (p.used, *id, p.cost)).collect();
-        others.sort_unstable();
-        let mut evicted = Vec::new();
-        for (_, id, cost) in others {
-            if bytes <= limit {
-                break;
-            }
-            bytes -= cost;
-            evicted.push(id);
-        }
-        evicted
-    }
-
-    /// Note that a text is not prepared any more; its name, when it was.
-    pub fn remove(&mut self, id: u64) -> Option<Box<[u8]>> {
-        let old = self.prepared.remove(&id)?;
-        self.bytes -= old.cost;
-        if self.own.get(&old.name) == Some(&id) {
-            self.own.remove(&old.name);
-        }
-        Some(old.name)
-    }
-
-    /// Note that a text that was thought closed is there all the same.
-    pub fn restore(&mut self, id: u64, name: Box<[u8]>) {
-        let cost = OVERHEAD + name.len();
-        if *name != *server_name(id) {
-            self.own.insert(name.clone(), id);
-        }
-        if self.prepared.insert(id, Prepared { name, cost, used: 0, columns: 0 }).is_none() {
-            self.bytes += cost;
-        }
-    }
-
-    /// Note that nothing is prepared; what was.
-    pub fn forget(&mut self) -> Self {
-        let (unnamed, clock) = (self.unnamed.take(), self.clock);
-        let all = std::mem::replace(self, Self { unnamed, clock, ..Self::default() });
-        Self { unnamed: None, ..all }
-    }
-
-    /// Note that this is prepared again, and nothing else.
-    pub fn recall(&mut self, all: Self) {
-        let (unnamed, clock) = (self.unnamed.take(), self.clock);
-        *self = Self { unnamed, clock, ..all };
-    }
-
-    /// Note that nothing is prepared but these.
-    pub fn clear(&mut self, but: &[u64]) {
-        self.prepared.retain(|id, _| but.contains(id));
-        self.own.retain(|_, id| but.contains(id));
-        self.bytes = self.prepared.values().map(|p| p.cost).sum();
-    }
-
-    /// Which text has this name of a client's there.
-    pub fn holder(&self, name: &[u8]) -> Option<u64> {
-        let ours = || self.prepared.iter().find(|(_, p)| *p.name == *name).map(|(id, _)| *id);
-        // A client may name its own as we name ours.
-        self.own.get(name).copied().or_else(|| name.starts_with(PREFIX).then(ours)?)
-    }
-
-    /// Which text of a client's has this name there.
-    pub fn own_of(&self, name: &[u8]) -> Option<u64> {
-        self.own.get(name).copied()
-    }
-
-    /// Everything under names of clients.
-    pub fn own(&self) -> impl Iterator<Item = (&[u8], u64)> {
-        self.own.iter().map(|(name, id)| (&**name, *id))
-    }
-
-    /// Everything.
-    pub fn ids(&self) -> Vec<u64> {
-        self.prepared.keys().copied().collect()
-    }
-
-    /// How many are prepared.
-    pub fn len(&self) -> usize {
-        self.prepared.len()
-    }
-
-    /// None prepared?
-    pub fn is_empty(&self) -> bool {
-        self.prepared.is_empty()
-    }
-
-    /// What they take, bytes, as far as we count it.
-    pub fn bytes(&self) -> usize {
-        self.bytes
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Shared {
     pub mock_secret: [u8; 32],
     /// Functions, per database.
     pub catalogs: Catalogs,
+    /// How often clients have altered tables.
+    pub altered: Arc<AtomicU64>,
     /// The pools' limits.
     pub limits: Arc<Limits>,
     /// Clients per database and per user.

@@ -477,3 +477,60 @@ fn a_fetch_has_the_columns_of_its_own_cursor() {
         ok(client, "commit");
     }
 }
+
+/// The types of its parameters that a statement is described with.
+fn types(client: &mut Raw, name: &str) -> Vec<u32> {
+    client.write(|out| {
+        describe(out, name);
+        sync(out);
+    });
+    let (kind, frame) = client.frame().expect("an answer");
+    assert_eq!(kind, b't');
+    assert_eq!(words(&client.until_ready()), "n | Z I");
+    frame[7..].chunks(4).map(|oid| u32::from_be_bytes(oid.try_into().unwrap())).collect()
+}
+
+/// PostgreSQL tells who prepares a text of the types of now, and who has prepared it before of those of then.
+#[test]
+fn who_prepares_behind_a_change_of_types_is_told_the_new_ones() {
+    const TEXT: &str = "insert into typed values ($1)";
+    let c = common::Cluster::start(0, |raw| {
+        (raw.workers, raw.pool_size) = (2, 2);
+        raw.console.stats_users = vec!["app".to_owned()];
+    });
+    c.nodes[0].psql("create table typed(a int); alter table typed owner to app");
+    let mut old = [c.port, c.port, c.nodes[0].port].map(|port| Raw::login(port, &[]));
+    for client in &mut old {
+        assert_eq!(prepare(client, "s", TEXT), "1 | Z I");
+        assert_eq!(types(client, "s"), [23]);
+    }
+    let mut console = Raw::login(c.port, &[("database", "pgtenure")]);
+    let shown = |console: &mut Raw| console.query("show prepared").iter().filter(|row| row.contains(TEXT)).count();
+    let before = shown(&mut console);
+    let mut ddl = Raw::login(c.port, &[]);
+    assert_eq!(prepare(&mut ddl, "before", TEXT), "1 | Z I");
+    ok(&mut ddl, "begin");
+    ok(&mut ddl, "alter table typed alter a type text");
+    // Who has altered it knows of that at once.
+    assert_eq!(prepare(&mut ddl, "s", TEXT), "1 | Z T");
+    ddl.write(|out| {
+        bind(out, "", "s", &["text"]);
+        execute(out, "");
+        sync(out);
+    });
+    assert_eq!(words(&ddl.until_ready()), "2 | C INSERT 0 1 | Z T");
+    ok(&mut ddl, "commit");
+    let mut new: Vec<Raw> = [c.port, c.port, c.port, c.port, c.nodes[0].port].map(|port| Raw::login(port, &[])).into();
+    for client in &mut new {
+        assert_eq!(prepare(client, "s", TEXT), "1 | Z I");
+        assert_eq!(types(client, "s"), [25]);
+    }
+    for client in &mut old {
+        assert_eq!(types(client, "s"), [23], "what it was told holds");
+    }
+    // Both are kept, each for as long as somebody has it.
+    let both = shown(&mut console);
+    assert!(both > before, "{before}, {both}");
+    drop((old, ddl));
+    wait_for("what nobody has to be gone", || (shown(&mut console) < both).then_some(()));
+}

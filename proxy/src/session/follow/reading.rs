@@ -74,7 +74,7 @@ impl Session {
             (Reading::Set(words), TxStatus::Block) => {
                 if !self.pins.has(PinReason::Set) && !self.pins.has(PinReason::Temp) {
                     self.parse_key = mix_bytes(self.shared_key(), &words.to_be_bytes());
-                    self.statements.apart = false;
+                    self.statements.apart = self.relay.altered;
                 }
             }
             (Reading::Set(_) | Reading::Unknown, TxStatus::Block | TxStatus::Failed) => {}

@@ -173,6 +173,7 @@ impl Relay {
         self.commits.end_of_statement(if frame[0] == b'C' { &frame[5..] } else { &[] }, executed);
         self.end_blind();
         self.redefined |= crate::sql::redefines(&frame[5..]);
+        self.altered |= &frame[5..] == b"ALTER TABLE\0";
         self.rolled_back |= &frame[5..] == b"ROLLBACK\0";
         // Another transaction may follow at once.
         self.kept |= &frame[5..] == b"COMMIT\0";

@@ -154,8 +154,7 @@ impl Translator<'_> {
         let fresh = |text: &Rc<Text>| text.parse_key == parse_key && !text.is_retired();
         if named.text.source == Source::Shared {
             let known = named.alias.take().filter(fresh);
-            let tail = &named.text.tail;
-            let alias = known.unwrap_or_else(|| self.texts.intern_named(name, tail, parse_key, Source::Own));
+            let alias = known.unwrap_or_else(|| self.texts.alias(name, &named.text, parse_key));
             named.alias = Some(alias.clone());
             return Some(alias);
         }

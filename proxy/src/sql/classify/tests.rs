@@ -1,5 +1,5 @@
 use super::*;
-use crate::sql::{FunctionRow, Isolation, Modes, Volatility};
+use crate::sql::{BodyRow, FunctionRow, Isolation, Modes, Volatility};
 use proptest::prelude::*;
 
 #[test]
@@ -510,5 +510,33 @@ fn what_is_done_by_name_is_seen() {
         let got = classify(sql.as_bytes(), &table(), LexRules::STANDARD);
         assert_eq!(got.names, names, "{sql}");
         assert!(names == N::None || got.access == Access::Write, "{sql}");
+    }
+}
+
+#[test]
+fn what_is_set_for_the_transaction_only_is_known() {
+    let body = |name, text| BodyRow { name, sql: true, text };
+    let bodies = [
+        body("tokyo", "begin perform set_config('timezone', 'Asia/Tokyo', true); end"),
+        body("tenant", "begin perform set_config('app.tenant', 'x', true); end"),
+        body("calls_it", "begin set local search_path = a; end"),
+    ];
+    let table = FunctionTable::new([], &[], &[]).with_bodies(&bodies, &[]);
+    for (sql, want) in [
+        ("set local timezone = 'UTC'", Local::Named),
+        ("select 1; set local timezone = 'UTC'", Local::Named),
+        ("select set_config('a.b', 'c', true)", Local::Named),
+        ("select set_config('a.b', 'c', false)", Local::Nothing),
+        ("set timezone = 'UTC'", Local::Nothing),
+        ("set local = 'x'", Local::Nothing),
+        ("set transaction read only", Local::Nothing),
+        ("prepare p as select set_config('a.b', 'c', true)", Local::Nothing),
+        ("select tokyo()", Local::Hidden),
+        ("select calls_it()", Local::Hidden),
+        ("select tenant()", Local::Nothing),
+        ("do $$ begin set local timezone = 'UTC'; end $$", Local::Hidden),
+        ("do $$ begin update t set a = 1; end $$", Local::Nothing),
+    ] {
+        assert_eq!(classify(sql.as_bytes(), &table, LexRules::STANDARD).local, want, "{sql}");
     }
 }
