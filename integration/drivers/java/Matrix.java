@@ -14,14 +14,16 @@ public class Matrix {
     }
 
     static String ask(Connection c, String sql, Object... parameters) throws SQLException {
-        try (PreparedStatement s = c.prepareStatement(sql)) {
-            for (int i = 0; i < parameters.length; i++) s.setObject(i + 1, parameters[i]);
-            StringBuilder all = new StringBuilder();
-            try (ResultSet r = s.executeQuery()) {
-                while (r.next()) for (int i = 1; i <= r.getMetaData().getColumnCount(); i++) all.append(r.getString(i)).append('|');
-            }
-            return all.toString();
+        try (PreparedStatement s = c.prepareStatement(sql)) { return ask(s, parameters); }
+    }
+
+    static String ask(PreparedStatement s, Object... parameters) throws SQLException {
+        for (int i = 0; i < parameters.length; i++) s.setObject(i + 1, parameters[i]);
+        StringBuilder all = new StringBuilder();
+        try (ResultSet r = s.executeQuery()) {
+            while (r.next()) for (int i = 1; i <= r.getMetaData().getColumnCount(); i++) all.append(r.getString(i)).append('|');
         }
+        return all.toString();
     }
 
     static void act(Connection c, String sql) throws SQLException { try (Statement s = c.createStatement()) { s.execute(sql); } }
@@ -107,6 +109,19 @@ public class Matrix {
         try (ResultSet r = c.getMetaData().getColumns(null, null, "matrix_jdbc", null)) { while (r.next()) say("column", r.getString("COLUMN_NAME") + r.getString("TYPE_NAME")); }
         act(c, "alter table matrix_jdbc add more int");
         say("after DDL", ask(c, "select * from matrix_jdbc order by id limit 1"));
+        Connection[] sharers = new Connection[2];
+        PreparedStatement[] shared = new PreparedStatement[2];
+        for (int i = 0; i < 2; i++) {
+            sharers[i] = DriverManager.getConnection(where + "prepareThreshold=1", env.get("PGUSER"), env.get("PGPASSWORD"));
+            shared[i] = sharers[i].prepareStatement("select * from matrix_jdbc where id = ?");
+            for (int n = 0; n < 2; n++) say("shared", ask(shared[i], 1));
+        }
+        act(c, "alter table matrix_jdbc add another int default 5");
+        for (int i = 0; i < 4; i++) {
+            int one = i % 2;
+            failing("altered", () -> say("columns", ask(shared[one], 1)));
+        }
+        for (Connection one : sharers) one.close();
         act(c, "drop table matrix_jdbc");
         c.close();
     }

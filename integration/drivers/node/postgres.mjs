@@ -59,5 +59,11 @@ await listening.unlisten()
 const slow = sql`select pg_sleep(60)`
 setTimeout(() => slow.cancel(), 500)
 await failing('cancel', () => slow)
+const sharers = [await sql.reserve(), await sql.reserve()]
+const shared = (one) => one`select * from matrix_postgresjs where id = ${1}`
+for (const one of sharers) say('shared', await shared(one))
+await sql`alter table matrix_postgresjs add another int default 5`
+for (const one of [...sharers, ...sharers]) await shared(one).then((rows) => say('altered', rows), (e) => say('altered', [e.code, e.message]))
+sharers.forEach((one) => one.release())
 await sql`drop table matrix_postgresjs`
 await sql.end()

@@ -75,6 +75,18 @@ async def main():
         say("cancelled by a timeout", await c.fetchval("select 1"))
     await c.execute("alter table matrix_asyncpg add more int")
     say("after DDL", [tuple(r) for r in await c.fetch("select * from matrix_asyncpg order by id limit 1")])
+    sharers = [await asyncpg.connect() for _ in range(2)]
+    shared = "select * from matrix_asyncpg where id = $1"
+    for one in sharers:
+        say("shared", [tuple(r) for r in await one.fetch(shared, 1)])
+    await c.execute("alter table matrix_asyncpg add another int default 5")
+    for one in sharers * 2:
+        try:
+            say("altered", [tuple(r) for r in await one.fetch(shared, 1)])
+        except asyncpg.PostgresError as error:
+            say("altered", [error.sqlstate, str(error)])
+    for one in sharers:
+        await one.close()
     pool = await asyncpg.create_pool(min_size=5, max_size=5)
     say("pool", sorted(await asyncio.gather(*(pool.fetchval("select $1::int", i) for i in range(20)))))
     await pool.close()

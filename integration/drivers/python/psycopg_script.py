@@ -141,5 +141,18 @@ others = [driver.connect("") for _ in range(5)]
 say("others", [(lambda c: (c.execute("select 5"), c.fetchone()[0])[1])(o.cursor()) for o in others])
 for other in others:
     other.close()
+if three:
+    sharers = [driver.connect("", autocommit=True) for _ in range(2)]
+    shared = lambda one: one.execute(f"select * from {table} where id = %s", (1,), prepare=True).fetchall()
+    for one in sharers:
+        say("shared", shared(one))
+    cursor.execute(f"alter table {table} add another int default 5")
+    for one in sharers * 2:
+        try:
+            say("altered", shared(one))
+        except driver.Error as error:
+            say("altered", [state(error), str(error)])
+    for one in sharers:
+        one.close()
 cursor.execute(f"drop table {table}")
 connection.close()

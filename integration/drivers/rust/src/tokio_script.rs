@@ -125,6 +125,19 @@ pub async fn run() -> Ended {
     c.query(&held, &[&1]).await?;
     c.batch_execute("alter table matrix_tokio add more int").await?;
     say("a changed result", state(c.query(&held, &[&1]).await));
+    // Two that have prepared the same, and one that alters the table.
+    let sharers = [connect().await?.0, connect().await?.0];
+    let mut shared = Vec::new();
+    for one in &sharers {
+        let statement = one.prepare("select * from matrix_tokio where id = $1").await?;
+        say("shared", one.query_one(&statement, &[&1]).await?.len());
+        shared.push((one, statement));
+    }
+    c.batch_execute("alter table matrix_tokio add another int default 5").await?;
+    for (one, statement) in shared.iter().chain(&shared) {
+        say("altered", state(one.query(statement, &[&1]).await));
+        say("columns", one.query_one("select * from matrix_tokio where id = $1", &[&1]).await?.len());
+    }
     while messages.try_recv().is_ok() {}
     c.batch_execute("do $$ begin raise notice 'hello'; end $$; listen tidings; notify tidings, 'news'").await?;
     for _ in 0..2 {
